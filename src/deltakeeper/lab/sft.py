@@ -1,0 +1,237 @@
+"""Supervised fine-tuning in one readable loop: full weights or LoRA, loss on the assistant's tokens only.
+
+Weights stay in float32 and the forward pass runs under bfloat16 autocast, so that small updates are not rounded away.
+An interrupted run leaves its state beside the result and goes on from there, batch for batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from deltakeeper.errors import RunError
+from deltakeeper.lab.training_state import restore_state, save_state
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One exchange to learn. `complete=False` leaves out the end token: the answer is a beginning, not a whole."""
+
+    prompt: str
+    answer: str
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An encoded example: all token ids, and how many of the last ones are learned."""
+
+    ids: tuple[int, ...]
+    learned: int
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Settings of a fine-tune. `lora_rank=None` trains every weight.
+
+    `save_every` is in seconds; `max_tokens` cuts an example's answer from the right.
+    """
+
+    epochs: int = 3
+    lr: float = 2e-5
+    batch: int = 8
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    seed: int = 0
+    max_tokens: int = 256
+    lora_rank: int | None = None
+    lora_alpha: float = 16.0
+    lora_targets: str | tuple[str, ...] = "all-linear"
+    save_every: float = 120.0
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What a run did: mean loss per epoch (nats per learned token), tokens seen, seconds, steps."""
+
+    losses: tuple[float, ...]
+    tokens: int
+    seconds: float
+    steps: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The log as plain JSON."""
+        return asdict(self)
+
+
+Progress = Callable[[int, int, float, float], None]
+"""Called after each step with (steps done, steps in all, loss, tokens per second)."""
+
+
+def encode_chat(tokenizer: Any, examples: Sequence[Example], *, system: str | None, max_tokens: int) -> list[Tokens]:
+    """Apply the chat template; only the answer (and its end token, if complete) is learned."""
+    encoded = []
+    for example in examples:
+        messages = [{"role": "user", "content": example.prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        tail = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        if example.complete:
+            tail = [*tail, tokenizer.eos_token_id]
+        tail = tail[:max_tokens]
+        encoded.append(Tokens(tuple(head + tail), len(tail)))
+    return encoded
+
+
+def collate(rows: Sequence[Tokens], pad: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Left-pad a batch, so that all answers end at the right edge and only their logits need computing.
+
+    Returns:
+        Model inputs `(batch, tokens)` and labels `(batch, kept)` for the last `kept` positions, already shifted.
+    """
+    width = max(len(r.ids) for r in rows)
+    kept = max(r.learned for r in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), kept), IGNORED)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
+        mask[i, width - len(row.ids) :] = 1
+        labels[i, kept - row.learned :] = torch.tensor(row.ids[len(row.ids) - row.learned :])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, labels
+
+
+def batches(rows: Sequence[Tokens], size: int, seed: int, epoch: int) -> Iterator[list[Tokens]]:
+    """Shuffled batches of similar length: windows of eight batches are sorted, then their order is shuffled."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    groups: list[list[int]] = []
+    for start in range(0, len(order), 8 * size):
+        window = sorted(order[start : start + 8 * size], key=lambda i: len(rows[i].ids))
+        groups += [window[j : j + size] for j in range(0, len(window), size)]
+    for g in torch.randperm(len(groups), generator=generator).tolist():
+        yield [rows[i] for i in groups[g]]
+
+
+def learning_rate(config: SFTConfig, step: int, total: int) -> float:
+    """Learning rate of step `step` out of `total`: linear warm-up, then the schedule down to zero."""
+    warm = max(1, round(config.warmup * total))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    done = (step - warm) / max(1, total - warm)
+    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return config.lr * factor[config.schedule]
+
+
+def answer_loss(model: Any, rows: Sequence[Tokens], pad: int) -> torch.Tensor:
+    """Mean cross-entropy of the learned tokens of a batch, in nats, float32."""
+    inputs, labels = collate(rows, pad)
+    kept = labels.shape[1]
+    out = model(**inputs, logits_to_keep=kept + 1, use_cache=False)
+    logits = out.logits[:, -kept - 1 : -1].float()  # position t predicts token t + 1
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def train(
+    model: Any,
+    rows: Sequence[Tokens],
+    config: SFTConfig,
+    *,
+    pad: int,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingLog:
+    """Fine-tune `model` in place (float32 weights) on encoded examples.
+
+    Args:
+        state: folder for the state of an interrupted run; it is resumed if present and removed at the end.
+        progress: called after every step.
+
+    Raises:
+        RunError: there is nothing to train on, a loss is not finite, or `state` belongs to another run.
+    """
+    if not rows:
+        raise RunError("there are no training examples; give at least one.")
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    per_epoch = sum(1 for _ in batches(rows, config.batch, config.seed, 0))
+    total = per_epoch * config.epochs
+    identity = json.dumps([asdict(config), hash_rows(rows)], sort_keys=True)
+    done, losses, tokens = restore_state(state, identity, weights, optimiser) if state else (0, [], 0)
+    torch.manual_seed(config.seed)
+    model.train()
+    started = saved = time.monotonic()
+    seen_before, step = tokens, 0
+    try:
+        for epoch in range(config.epochs):
+            for batch in batches(rows, config.batch, config.seed, epoch):
+                if step < done:
+                    step += 1
+                    continue
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(config, step, total)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = answer_loss(model, batch, pad)
+                if not torch.isfinite(loss):
+                    raise RunError(f"the loss is not finite at step {step}; lower the learning rate ({config.lr}).")
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                step += 1
+                losses.append(loss.item())
+                tokens += sum(len(r.ids) for r in batch)
+                now = time.monotonic()
+                if progress:
+                    progress(step, total, losses[-1], (tokens - seen_before) / (now - started))
+                if state and now - saved > config.save_every and step < total:
+                    save_state(state, identity, step, losses, tokens, weights, optimiser)
+                    saved = now
+    except KeyboardInterrupt:
+        if state and step > done:
+            save_state(state, identity, step, losses, tokens, weights, optimiser)
+        raise
+    model.eval()
+    if state:
+        state.with_suffix(".safetensors").unlink(missing_ok=True)
+    means = tuple(sum(losses[e * per_epoch : (e + 1) * per_epoch]) / per_epoch for e in range(config.epochs))
+    return TrainingLog(means, tokens, time.monotonic() - started, total)
+
+
+def add_lora(model: Any, config: SFTConfig) -> Any:
+    """Wrap a model with LoRA adapters (peft) of `config.lora_rank`; only they are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.lora_rank or 8,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def hash_rows(rows: Sequence[Tokens]) -> str:
+    """A short hash of the training data, to tell one run's saved state from another's."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.ids, row.learned)).encode())
+    return digest.hexdigest()[:16]
