@@ -1,6 +1,6 @@
 """The contract of a layout: how one term of a compressed delta lies in memory and becomes a matrix again.
 
-A layout knows nothing of the codec that made it. The artifact, the merge and (later) the kernels know layouts only.
+A layout knows nothing of the codec that made it. The artifact, the merge and the kernels know layouts only.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Layout(ABC):
         """Rebuild a term from its payload.
 
         Raises:
-            LayoutError: a tensor is missing or unexpected, of wrong dtype or shape, not finite, or its padding
-                bits are not zero.
+            LayoutError: a tensor is missing or unexpected, of wrong dtype or shape, not finite, or its
+                padding bits are not zero.
         """
 
     @abstractmethod
@@ -93,15 +93,13 @@ class Layout(ABC):
         expected = cls.expect(shape, settings)
         for suffix in sorted(set(expected) ^ set(tensors)):
             state = "missing" if suffix in expected else "unexpected"
-            raise LayoutError(
-                f"payload '{suffix}' of layout '{cls.name}' is {state}; the artifact is damaged."
-            )
+            raise LayoutError(f"payload '{suffix}' of layout '{cls.name}' is {state}; the artifact is damaged.")
         for suffix, spec in expected.items():
             got = tensors[suffix]
             if got.dtype != spec.dtype or tuple(got.shape) != spec.shape:
                 raise LayoutError(
-                    f"payload '{suffix}' of layout '{cls.name}' is {got.dtype} {tuple(got.shape)} but must be "
-                    f"{spec.dtype} {spec.shape}; the artifact is damaged."
+                    f"payload '{suffix}' of layout '{cls.name}' is {got.dtype} {tuple(got.shape)} but must "
+                    f"be {spec.dtype} {spec.shape}; the artifact is damaged."
                 )
 
 

@@ -1,0 +1,83 @@
+"""Controls: what is not compression but must stand beside it, so that a claim names its cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.bitdelta import ScaleSums
+from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
+from deltakeeper.codecs.matrices import checked, peak
+from deltakeeper.errors import CodecError
+from deltakeeper.layouts.base import Layout
+from deltakeeper.layouts.bits import row_blocks
+from deltakeeper.layouts.dense import Dense
+from deltakeeper.layouts.philox import seeded_mask
+from deltakeeper.layouts.signs import Signs
+
+
+@register_codec()
+@dataclass(frozen=True)
+class Shrink(Codec):
+    """`factor * delta`: rules out that a codec only took a smaller step (arXiv 2412.19512 merges like this).
+
+    Attributes:
+        factor: length of the step, 0 to 16.
+    """
+
+    name: ClassVar[str] = "shrink"
+    title: ClassVar[str] = "Plain shrinking"
+    summary: ClassVar[str] = "the whole delta times one factor"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.19512"
+    control: ClassVar[bool] = True
+
+    factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "factor", 0, 16)
+
+    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+        """See `Codec.encode`; one dense float32 term."""
+        scaled = checked(delta, name) * self.factor
+        if not np.isfinite(peak(scaled)):
+            raise CodecError(f"'{name}' times {self.factor:g} overflows float32; choose a smaller 'factor'.")
+        return [Dense(tuple(scaled.shape), "delta", scaled)]
+
+
+@register_codec()
+@dataclass(frozen=True)
+class RandomSign(Codec):
+    """Independent random signs with BitDelta's scale: rules out that any noise of that size has the effect.
+
+    Attributes:
+        scale: one mean absolute delta per tensor, per row (output) or per column (input).
+        seed: with the tensor's name it decides the signs.
+    """
+
+    name: ClassVar[str] = "random_sign"
+    title: ClassVar[str] = "Random signs"
+    summary: ClassVar[str] = "random signs times the mean absolute delta, as large as one BitDelta plane"
+    paper: ClassVar[str] = ""
+    control: ClassVar[bool] = True
+
+    scale: Literal["tensor", "row", "column"] = "tensor"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "seed", 0, MAX_SEED)
+
+    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+        """See `Codec.encode`; one `signs` term."""
+        values = checked(delta, name).numpy()
+        shape = (values.shape[0], values.shape[1])
+        sums = ScaleSums(shape, self.scale)
+        for rows in row_blocks(*shape):
+            sums.add(np.abs(values[rows]), rows)
+        signs = seeded_mask(shape, seed=self.seed, name=name, keep=0.5)
+        return [Signs(shape, self.scale, "plus", (signs,), (sums.mean(),))]

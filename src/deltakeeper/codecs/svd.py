@@ -1,0 +1,110 @@
+"""Truncated singular value decomposition, randomised by default.
+
+Halko, Martinsson and Tropp, "Finding structure with randomness", 2009, https://arxiv.org/abs/0909.4061 (algorithms
+4.4 and 5.1). A rank at or above the rank of a LoRA fine-tune keeps its delta whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
+from deltakeeper.codecs.matrices import checked, peak
+from deltakeeper.errors import CodecError, LayoutError
+from deltakeeper.layouts.base import Layout
+from deltakeeper.layouts.lowrank import Lowrank
+
+Triplet = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@register_codec()
+@dataclass(frozen=True)
+class Svd(Codec):
+    """The best low-rank approximation `U V` with the singular values split evenly between the factors.
+
+    Attributes:
+        rank: number of singular values, capped at the smaller side of the matrix. Give this or `energy`.
+        energy: the least rank that keeps this share of the squared norm, above 0 and at most 1.
+        method: `randomised` (exact where it would not save work) or `exact`.
+        oversample: extra random directions.
+        niter: power iterations.
+        factors: dtype of the stored factors; the products are float32.
+        seed: with the tensor's name it decides the random directions.
+    """
+
+    name: ClassVar[str] = "svd"
+    title: ClassVar[str] = "Low rank (SVD)"
+    summary: ClassVar[str] = "the largest singular values and their vectors"
+    paper: ClassVar[str] = "https://arxiv.org/abs/0909.4061"
+
+    rank: int | None = None
+    energy: float | None = None
+    method: Literal["randomised", "exact"] = "randomised"
+    oversample: int = 16
+    niter: int = 4
+    factors: Literal["float16", "bfloat16", "float32"] = "float16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if (self.rank is None) == (self.energy is None):
+            raise CodecError("codec 'svd' needs exactly one of 'rank' and 'energy', for example svd:rank=8.")
+        check_range(self, "rank", 1, 1 << 20)
+        check_range(self, "energy", 0, 1, above=True)
+        check_range(self, "oversample", 0, 4096)
+        check_range(self, "niter", 0, 64)
+        check_range(self, "seed", 0, MAX_SEED)
+
+    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+        """See `Codec.encode`; one `lowrank` term."""
+        matrix = checked(delta, name)
+        scale = peak(matrix)
+        smaller = min(matrix.shape)
+        if scale == 0.0:
+            rank = min(self.rank or 1, smaller)
+            left, right = torch.zeros(matrix.shape[0], rank), torch.zeros(rank, matrix.shape[1])
+            return [Lowrank.from_factors(left, right, self.factors)]
+        matrix = matrix / scale  # squares of the smallest and the largest deltas do not fit float32
+        u, s, vt = self._decompose(matrix, name)
+        rank = min(self.rank, smaller) if self.rank else self._rank_for_energy(matrix, s)
+        root = s[:rank].sqrt()
+        left, right = u[:, :rank] * (root * scale), root[:, None] * vt[:rank]
+        try:
+            return [Lowrank.from_factors(left, right, self.factors)]
+        except LayoutError as error:
+            raise CodecError(f"the factors of '{name}' leave float32; leave this tensor dense.") from error
+
+    def _decompose(self, matrix: torch.Tensor, name: str) -> Triplet:
+        smaller = min(matrix.shape)
+        width = (self.rank or 16) + self.oversample
+        while self.method == "randomised" and 2 * width < smaller:
+            found = self._randomised(matrix, width, name)
+            if self.rank or self._kept(matrix, found[1]) >= (self.energy or 0.0):
+                return found
+            width *= 2
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u, s, vt
+
+    def _randomised(self, matrix: torch.Tensor, width: int, name: str) -> Triplet:
+        digest = hashlib.sha256(self.seed.to_bytes(8, "little") + name.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator)).Q
+        for _ in range(self.niter):
+            basis = torch.linalg.qr(matrix.T @ basis).Q
+            basis = torch.linalg.qr(matrix @ basis).Q
+        u, s, vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+        return basis @ u, s, vt
+
+    @staticmethod
+    def _kept(matrix: torch.Tensor, values: torch.Tensor) -> float:
+        return float(values.double().square().sum()) / float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+
+    def _rank_for_energy(self, matrix: torch.Tensor, values: torch.Tensor) -> int:
+        total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+        enough = values.double().square().cumsum(0) >= (self.energy or 0.0) * total
+        return int(enough.int().argmax()) + 1 if bool(enough.any()) else values.numel()
