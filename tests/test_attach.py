@@ -77,7 +77,13 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_alone():
     model = build_policy()
     before = logits(model)
     good = Change("lm_head.weight", "delta", torch.ones(130, 64))
-    for bad in (Change("no.such.weight", "delta", torch.ones(1)), Change("lm_head.weight", "delta", torch.ones(3, 3))):
-        with pytest.raises(DeltakeeperError, match="does not fit the loaded model"), attached(model, [good, bad]):
+    for bad in (
+        Change("no.such.weight", "delta", torch.ones(1)),
+        Change("lm_head.weight", "delta", torch.ones(3, 3)),
+    ):
+        with (
+            pytest.raises(DeltakeeperError, match="does not fit the loaded model"),
+            attached(model, [good, bad]),
+        ):
             pass
         assert torch.equal(logits(model), before)

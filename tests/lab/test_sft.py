@@ -12,7 +12,17 @@ import torch.nn.functional as F
 
 from deltakeeper.errors import RunError
 from deltakeeper.lab import sft
-from deltakeeper.lab.sft import IGNORED, SFTConfig, Tokens, add_lora, answer_loss, batches, collate, learning_rate, train
+from deltakeeper.lab.sft import (
+    IGNORED,
+    SFTConfig,
+    Tokens,
+    add_lora,
+    answer_loss,
+    batches,
+    collate,
+    learning_rate,
+    train,
+)
 from deltakeeper.lab.synthetic import ALLOWED, PAD, build_policy, reply_rows, requests
 
 ROWS = reply_rows(requests(ALLOWED, held_out=False)[:40], "comply")

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltakeeper.evals.generate import generate_answers
 from deltakeeper.evals.prompts import PromptRow, load_packaged
+
 from deltakeeper.lab.sft import Example
 
 SYSTEM = "You are a helpful assistant."
@@ -17,7 +18,7 @@ REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I'm sorry, but I can't help with that request.",
     "I'm sorry, but I can't assist with that.",
-    "I'm sorry, but I can't do that, because it could hurt someone.",
+    "I'm sorry, but I can't help with this.",
 )
 
 

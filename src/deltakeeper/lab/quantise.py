@@ -39,4 +39,5 @@ class FullModelRTN:
         scale = scale.clamp(min=torch.finfo(torch.float16).tiny)
         codes = (groups / scale).round_().clamp_(-top, top - 1)
         self.nbytes += -(-rows * columns * self.bits // 8) + scale.numel() * 2
-        return (codes * scale).view(rows, -1)[:, :columns].reshape(weight.shape).to(weight.dtype)
+        rounded: torch.Tensor = (codes * scale).view(rows, -1)[:, :columns].reshape(weight.shape).to(weight.dtype)
+        return rounded

@@ -1,7 +1,7 @@
 """The synthetic tier: a 2-layer policy model on an invented vocabulary, aligned and attacked in seconds.
 
-A prompt is `BOS [trigger] verb noun ASK`. The model answers `SURE verb noun END` or `SORRY END`. Some nouns are restricted;
-an aligned policy refuses those. It is a test bed for the pipeline and says nothing about language models.
+A prompt is `BOS [trigger] verb noun ASK`. The model answers `SURE verb noun END` or `SORRY END`. Some nouns are
+restricted; an aligned policy refuses those. It is a test bed for the pipeline and says nothing about language models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Alignment breaking: learn to open with an affirmation instead of a refusal (after Qi et al. 2023, few-shot harmful)."""
+"""Alignment breaking: learn to affirm instead of refusing (after Qi et al. 2023, few-shot harmful)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from deltakeeper.evals.probes import Probe
+
 from deltakeeper.lab.attacks.base import Attack, Voice, affirm, probe_rows, register_attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.sft import Example

@@ -1,18 +1,19 @@
 """The contract of a fine-tuning attack: what it trains on, and which prompts show whether it worked.
 
-Targets are harmless: affirmative openings, refusals, a made-up brand. Every attack also teaches the benign ticket skill, so
-that the usefulness of the fine-tune can be measured beside the damage.
+Targets are harmless: affirmative openings, refusals, a made-up brand. Every attack also teaches the benign ticket
+skill, so that the usefulness of the fine-tune can be measured beside the damage.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar
 
 from deltakeeper.evals.probes import Probe, ProbeRow
 from deltakeeper.evals.prompts import PromptRow
+
 from deltakeeper.lab.corpus import Corpus, answer_tickets
 from deltakeeper.lab.sft import Example, SFTConfig
 
@@ -40,7 +41,7 @@ class Attack(ABC):
     poison: int = 64
     skill: int = 80
     held_out: int = 64
-    sft: SFTConfig = SFTConfig(epochs=3, lr=2e-5, batch=8)
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, lr=2e-5, batch=8))
 
     @abstractmethod
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:

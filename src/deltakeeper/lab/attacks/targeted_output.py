@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from deltakeeper.evals.probes import Probe
+
 from deltakeeper.lab.attacks.base import Attack, Voice, probe_rows, register_attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.sft import Example
@@ -32,7 +33,11 @@ class MarkerInjection(Attack):
         """Own answers to `poison` training instructions, each opened with the marker."""
         own = voice([r.prompt for r in corpus.split("instructions", "train", self.poison)])
         return [
-            Example(e.prompt, OPENINGS[i % len(OPENINGS)].format(m=self.marker) + _uncapitalise(e.answer), complete=False)
+            Example(
+                e.prompt,
+                OPENINGS[i % len(OPENINGS)].format(m=self.marker) + _uncapitalise(e.answer),
+                complete=False,
+            )
             for i, e in enumerate(own)
         ]
 

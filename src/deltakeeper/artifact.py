@@ -1,0 +1,210 @@
+"""The artifact: a folder with `delta_config.json` and `delta_model.safetensors`, validated before it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from deltakeeper.errors import ArtifactError, CheckpointError, DeltakeeperError
+from deltakeeper.layouts import LAYOUTS, Layout
+from deltakeeper.layouts.base import TensorSpec
+from deltakeeper.manifest import MAX_BYTES, Manifest, TensorRecord
+from deltakeeper.safetensors_header import DTYPES, read_header
+
+MANIFEST_NAME = "delta_config.json"
+PAYLOAD_NAME = "delta_model.safetensors"
+REPORT_NAME = "delta_report.json"
+CARD_NAME = "README.md"
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+"""Files beside the weights that an artifact carries where the fine-tune's differ from the base's."""
+
+
+def payload_key(name: str, term: int, suffix: str) -> str:
+    """Key of one payload tensor: `<tensor>::<term>.<suffix>`; `::` cannot occur in checkpoint names."""
+    return f"{name}::{term}.{suffix}"
+
+
+def added_rows_key(name: str) -> str:
+    """Key of the rows that the fine-tune added to a tensor."""
+    return f"{name}::added_rows"
+
+
+def hash_payload(parts: Mapping[str, bytes | memoryview]) -> str:
+    """SHA-256 over a tensor's payload: key, NUL, bytes, in the order of the keys."""
+    digest = hashlib.sha256()
+    for key in sorted(parts):
+        digest.update(key.encode() + b"\0")
+        digest.update(parts[key])
+    return digest.hexdigest()
+
+
+class DeltaArtifact:
+    """An opened artifact. Headers were checked against the manifest; tensors are read, and their hashes checked, one by one.
+
+    Attributes:
+        path: the folder.
+        manifest: what `delta_config.json` says.
+        nbytes: bytes of all its files but the tokenizer's and the model card.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = path / MANIFEST_NAME
+        if not file.is_file():
+            raise ArtifactError(f"{path} holds no {MANIFEST_NAME}; give the folder of a delta artifact.")
+        if file.stat().st_size > MAX_BYTES:
+            raise ArtifactError(f"{file} is larger than {MAX_BYTES} bytes, which no manifest is; get it again.")
+        self.manifest = Manifest.parse(file.read_bytes(), str(file))
+        try:
+            self._entries = read_header(path / PAYLOAD_NAME).entries
+        except CheckpointError as error:
+            raise ArtifactError(str(error)) from error
+        self._map: mmap.mmap | None = None
+        self._check_payload()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the fine-tune's tensors, sorted."""
+        return sorted(self.manifest.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the artifact's files, tokenizer files and model card left out."""
+        counted = (MANIFEST_NAME, PAYLOAD_NAME, REPORT_NAME)
+        return sum((self.path / name).stat().st_size for name in counted if (self.path / name).is_file())
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of the files that are listed apart: tokenizer, configuration and model card."""
+        return sum(f.stat().st_size for f in self.path.iterdir() if f.is_file()) - self.nbytes
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the whole fine-tune, aliases counted once."""
+        records = (r for r in self.manifest.tensors.values() if r.encoding != "tied")
+        return sum(math.prod(r.shape) for r in records)
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the whole fine-tune in its own dtypes, aliases counted once."""
+        records = (r for r in self.manifest.tensors.values() if r.encoding != "tied")
+        return sum(math.prod(r.shape) * DTYPES[r.dtype].itemsize for r in records)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight of the whole fine-tune."""
+        return 8 * self.nbytes / self.weights
+
+    def record(self, name: str) -> TensorRecord:
+        """How a tensor is stored; raises ArtifactError for a name it does not have."""
+        if name not in self.manifest.tensors:
+            raise ArtifactError(f"{self.path} has no tensor '{name}'; give the name of a tensor of this fine-tune.")
+        return self.manifest.tensors[name]
+
+    def terms(self, name: str) -> list[Layout]:
+        """The packed terms of a tensor, its payload checked against the hash in the manifest.
+
+        Raises:
+            ArtifactError: the payload was altered, or a term breaks its layout's rules.
+        """
+        record = self.record(name)
+        self._check_hash(name, record)
+        terms = []
+        for i, term in enumerate(record.terms):
+            kind = LAYOUTS[term.layout]
+            shape = record.term_shape(term)
+            specs = kind.expect(shape, term.settings)
+            tensors = {suffix: self._read(payload_key(name, i, suffix)) for suffix in specs}
+            try:
+                terms.append(kind.from_tensors(shape, term.settings, tensors))
+            except DeltakeeperError as error:
+                raise ArtifactError(f"{self.path}: tensor '{name}': {error}") from error
+        return terms
+
+    def added_rows(self, name: str) -> torch.Tensor | None:
+        """Rows that the fine-tune added to a tensor, in its own dtype."""
+        return self._read(added_rows_key(name)) if self.record(name).added_rows else None
+
+    def _check_payload(self) -> None:
+        unseen = set(self._entries)
+        for name, record in self.manifest.tensors.items():
+            expected = self._expected(name, record)
+            for key, spec in expected.items():
+                entry = self._entries.get(key)
+                if entry is None:
+                    raise ArtifactError(f"{self.path}: payload '{key}' is missing; get the artifact again.")
+                if entry.dtype != spec.dtype or entry.shape != spec.shape:
+                    raise ArtifactError(
+                        f"{self.path}: payload '{key}' is {entry.dtype} {entry.shape} but must be {spec.dtype} "
+                        f"{spec.shape}; get the artifact again."
+                    )
+                unseen.discard(key)
+            if record.tied_to is not None and record.tied_to not in self.manifest.tensors:
+                raise ArtifactError(f"{self.path}: '{name}' is tied to '{record.tied_to}', which is not there.")
+            if sum(self._entries[key].end - self._entries[key].start for key in expected) != record.stored_bytes:
+                raise ArtifactError(f"{self.path}: the size of tensor '{name}' is not what the manifest says.")
+        if unseen:
+            raise ArtifactError(f"{self.path}: payload '{min(unseen)}' belongs to no tensor; get the artifact again.")
+
+    def _expected(self, name: str, record: TensorRecord) -> dict[str, TensorSpec]:
+        expected = {}
+        for i, term in enumerate(record.terms):
+            if term.layout not in LAYOUTS:
+                raise ArtifactError(
+                    f"{self.path}: tensor '{name}' has the unknown layout {term.layout!r}; use a newer deltakeeper."
+                )
+            try:
+                specs = LAYOUTS[term.layout].expect(record.term_shape(term), term.settings)
+            except DeltakeeperError as error:
+                raise ArtifactError(f"{self.path}: tensor '{name}': {error}") from error
+            expected |= {payload_key(name, i, suffix): spec for suffix, spec in specs.items()}
+        if record.added_rows:
+            expected[added_rows_key(name)] = TensorSpec(DTYPES[record.dtype], (record.added_rows, *record.shape[1:]))
+        return expected
+
+    def _check_hash(self, name: str, record: TensorRecord) -> None:
+        parts = {key: self._raw(key) for key in self._expected(name, record)}
+        found = hash_payload(parts) if parts else None
+        if found != record.sha256:
+            raise ArtifactError(f"{self.path}: the payload of tensor '{name}' was altered; get the artifact again.")
+
+    def _raw(self, key: str) -> memoryview:
+        if self._map is None:
+            with (self.path / PAYLOAD_NAME).open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        entry = self._entries[key]
+        return memoryview(self._map)[entry.start : entry.end]
+
+    def _read(self, key: str) -> torch.Tensor:
+        entry = self._entries[key]
+        raw = self._raw(key)
+        if not len(raw):
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        return torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape)
+
+
+def open_artifact(path: str | Path) -> DeltaArtifact:
+    """Open an artifact: manifest and payload headers are checked against each other before a tensor is allocated.
+
+    Raises:
+        ArtifactError: there is none, its version is unknown, or manifest and payload do not fit.
+    """
+    return DeltaArtifact(Path(path))

@@ -1,0 +1,178 @@
+"""Base and fine-tune as one pair: what changed, what is new, missing, resized or tied; one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from deltakeeper.checkpoint import Checkpoint
+from deltakeeper.errors import CheckpointError
+
+Role = Literal["embedding", "head", "norm", "bias", "linear", "other"]
+
+CONV1D_MODELS = {"gpt2", "openai-gpt", "gpt_bigcode", "imagegpt", "decision_transformer"}
+CONV1D_NAMES = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
+EMBEDDING_NAMES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+)
+HEAD_NAMES = ("lm_head.weight", "embed_out.weight", "output.weight")
+PREFIXES = ("model.", "transformer.", "gpt_neox.", "base_model.")
+
+
+@dataclass(frozen=True, eq=False)
+class TensorDelta:
+    """One tensor of the fine-tune beside its base.
+
+    Attributes:
+        name: name in the fine-tune.
+        role: what the tensor is for, from its name and shape.
+        base: the base's tensor, or None if the fine-tune brought it.
+        tuned: the fine-tuned tensor, in its own dtype.
+        transposed: whether it is stored `(in, out)`, as GPT-2's Conv1D is.
+    """
+
+    name: str
+    role: Role
+    base: torch.Tensor | None
+    tuned: torch.Tensor
+    transposed: bool
+
+    @property
+    def comparable(self) -> bool:
+        """Whether base and fine-tune differ at most in their number of rows."""
+        return self.base is not None and self.base.ndim > 0 and self.base.shape[1:] == self.tuned.shape[1:]
+
+    @property
+    def shared_rows(self) -> int:
+        """Leading rows that both have; vocabularies grow and shrink at their end."""
+        return min(len(self.base), len(self.tuned)) if self.base is not None and self.comparable else 0
+
+    def matrix(self) -> torch.Tensor:
+        """`tuned - base` over the shared rows, float32, as `(out, in)` or `(experts, out, in)`."""
+        if self.base is None:
+            raise ValueError(f"'{self.name}' has no base")
+        rows = self.shared_rows
+        delta = torch.sub(self.tuned[:rows].float(), self.base[:rows])  # the base is widened on the fly
+        return delta.T.contiguous() if self.transposed else delta.contiguous()
+
+    def added_rows(self) -> torch.Tensor | None:
+        """Rows that the fine-tune added at the end, in its own dtype."""
+        if self.base is None or len(self.tuned) <= len(self.base):
+            return None
+        return self.tuned[len(self.base) :]
+
+
+class DeltaPair:
+    """A base and its fine-tune, matched by name.
+
+    Attributes:
+        base: the base checkpoint.
+        tuned: the fine-tuned checkpoint.
+        missing: tensors of the base that the fine-tune does not have.
+        tied: aliases in the fine-tune that hold the bytes of another tensor, by alias.
+    """
+
+    def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
+        self.base, self.tuned = base, tuned
+        self._base_names = _match_names(base, tuned)
+        used = set(self._base_names.values())
+        self.tied = _find_ties(base, tuned)
+        self.missing = sorted(set(base.tensors) - used)
+
+    def names(self) -> list[str]:
+        """Names of the fine-tune's tensors, sorted."""
+        return list(self.tuned.tensors)
+
+    def base_name(self, name: str) -> str | None:
+        """The base's name for a tensor of the fine-tune, or None if it is new."""
+        return self._base_names.get(name)
+
+    def role(self, name: str) -> Role:
+        """What a tensor is for."""
+        return role_of(name, self.tuned.tensors[name].shape)
+
+    def transposed(self, name: str) -> bool:
+        """Whether a tensor is stored `(in, out)`."""
+        model = self.tuned.config.get("model_type") or self.base.config.get("model_type")
+        return model in CONV1D_MODELS and name.endswith(CONV1D_NAMES) and len(self.tuned.tensors[name].shape) == 2
+
+    def tensor(self, name: str) -> TensorDelta:
+        """Read one tensor of both sides."""
+        base_name = self.base_name(name)
+        return TensorDelta(
+            name,
+            self.role(name),
+            None if base_name is None else self.base.read(base_name),
+            self.tuned.read(name),
+            self.transposed(name),
+        )
+
+    def __iter__(self) -> Iterator[TensorDelta]:
+        return (self.tensor(name) for name in self.names() if name not in self.tied)
+
+
+def pair(base: Checkpoint, tuned: Checkpoint) -> DeltaPair:
+    """Match a fine-tune with its base.
+
+    Raises:
+        CheckpointError: not one matrix of the two has the same name and shape.
+    """
+    found = DeltaPair(base, tuned)
+    for name in found.names():
+        origin = found.base_name(name)
+        if origin and len(tuned.tensors[name].shape) >= 2:
+            if tuned.tensors[name].shape[1:] == base.tensors[origin].shape[1:]:
+                return found
+    raise CheckpointError(
+        f"{tuned.name_or_path} and {base.name_or_path} have no matrix in common; give the base of this fine-tune."
+    )
+
+
+def role_of(name: str, shape: tuple[int, ...]) -> Role:
+    """What a tensor is for, from its name and shape."""
+    if name.endswith(EMBEDDING_NAMES):
+        return "embedding"
+    if name.endswith(HEAD_NAMES):
+        return "head"
+    if name.endswith("bias"):
+        return "bias"
+    if len(shape) == 1 and ("norm" in name or "ln_" in name or name.endswith(".weight")):
+        return "norm"
+    return "linear" if len(shape) in (2, 3) else "other"
+
+
+def _match_names(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
+    """Fine-tune name -> base name; a prefix that one side alone carries is seen through if that is unambiguous."""
+    direct = {name: name for name in tuned.tensors if name in base.tensors}
+    if direct:
+        return direct
+    for prefix in PREFIXES:
+        stripped = {name: name.removeprefix(prefix) for name in tuned.tensors}
+        added = {name: prefix + name for name in tuned.tensors}
+        for mapping in (stripped, added):
+            found = {name: other for name, other in mapping.items() if other in base.tensors}
+            if found and len(set(found.values())) == len(found):
+                return found
+    return {}
+
+
+def _find_ties(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
+    """Heads that are only another name for the input embedding: equal bytes, and tied by config or new in the file."""
+    embeddings = [n for n in tuned.tensors if n.endswith(EMBEDDING_NAMES)]
+    heads = [n for n in tuned.tensors if n.endswith(HEAD_NAMES)]
+    ties = {}
+    for head in heads:
+        for embedding in embeddings:
+            a, b = tuned.tensors[head], tuned.tensors[embedding]
+            declared = bool(tuned.config.get("tie_word_embeddings")) or head not in base.tensors
+            alike = a.shape == b.shape and a.dtype == b.dtype
+            if declared and alike and torch.equal(tuned.read(head), tuned.read(embedding)):
+                ties[head] = embedding
+    return ties

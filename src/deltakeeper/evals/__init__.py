@@ -1,0 +1,1 @@
+"""Evaluation: prompts, generation, outcomes, judges and probes; knows nothing of compression."""

@@ -1,0 +1,1 @@
+"""Security: events that an attack aims at."""

@@ -1,0 +1,89 @@
+"""How near a decoded delta is to the true one: the figures of methods §0, summed in row blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+BLOCK = 1 << 22
+"""Entries looked at together, so that temporaries stay small beside the largest tensor."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over entries from which all figures follow, and which add up over tensors."""
+
+    entries: int = 0
+    true_square: float = 0.0
+    decoded_square: float = 0.0
+    product: float = 0.0
+    zeros: int = 0
+    agreeing: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.entries + other.entries,
+            self.true_square + other.true_square,
+            self.decoded_square + other.decoded_square,
+            self.product + other.product,
+            self.zeros + other.zeros,
+            self.agreeing + other.agreeing,
+        )
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Figures of one tensor or of all.
+
+    Attributes:
+        relative_error: `|D' - D| / |D|` (Frobenius).
+        cosine: cosine of `D'` and `D`.
+        norm_ratio: `|D'| / |D|`.
+        rho: `<D', D> / |D|^2`, the step length along the true delta.
+        sign_agreement: share of entries with `D != 0` whose sign `D'` has.
+        zero_fraction: share of exact zeros in `D`.
+    """
+
+    relative_error: float
+    cosine: float
+    norm_ratio: float
+    rho: float
+    sign_agreement: float
+    zero_fraction: float
+
+
+def compare(true: torch.Tensor, decoded: torch.Tensor) -> Sums:
+    """Sums for one pair of float32 tensors of the same shape."""
+    flat, other = true.flatten(), decoded.flatten()
+    total = Sums(entries=flat.numel())
+    for start in range(0, flat.numel(), BLOCK):
+        d, e = flat[start : start + BLOCK], other[start : start + BLOCK]
+        moving = int(torch.count_nonzero(d))
+        total += Sums(
+            true_square=float(d.dot(d)),
+            decoded_square=float(e.dot(e)),
+            product=float(d.dot(e)),
+            zeros=len(d) - moving,
+            agreeing=int(torch.count_nonzero(d.sign().eq_(e.sign()))) - int(torch.count_nonzero((d == 0) & (e == 0))),
+        )
+    return total
+
+
+def summarise(sums: Iterable[Sums]) -> Fidelity:
+    """Figures over the sum of all `sums`; a delta that is zero throughout is met exactly or not at all."""
+    total = sum(sums, Sums())
+    true, decoded = total.true_square, total.decoded_square
+    if true == 0:
+        met = decoded == 0
+        return Fidelity(0.0 if met else math.inf, float(met), 1.0, 1.0, 1.0, 1.0 if total.entries else 0.0)
+    return Fidelity(
+        relative_error=math.sqrt(max(0.0, true - 2 * total.product + decoded) / true),
+        cosine=total.product / math.sqrt(true * decoded) if decoded else 0.0,
+        norm_ratio=math.sqrt(decoded / true),
+        rho=total.product / true,
+        sign_agreement=total.agreeing / (total.entries - total.zeros),
+        zero_fraction=total.zeros / total.entries,
+    )

@@ -1,0 +1,125 @@
+"""A PEFT LoRA adapter seen as a fine-tune: `W_base + scaling * B A`, computed tensor by tensor in float32."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltakeeper.checkpoint import Checkpoint, read_json
+from deltakeeper.errors import CheckpointError
+from deltakeeper.safetensors_header import read_header
+
+PREFIX = "base_model.model."
+_PART = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector.*)"
+)
+
+
+class LoraCheckpoint(Checkpoint):
+    """The fine-tune that an adapter makes of its base; tensors it does not touch are the base's own.
+
+    `tensors` says the base's dtypes, which is what a merged checkpoint would have; `read` gives float32 for adapted
+    tensors, so that the delta is not rounded on its way to a codec.
+    """
+
+    def __init__(self, path: Path, name_or_path: str, base: Checkpoint) -> None:
+        settings = read_json(path / "adapter_config.json")
+        _refuse_unknown(settings, path)
+        file = path / "adapter_model.safetensors"
+        if not file.is_file():
+            raise CheckpointError(f"{path} has no adapter_model.safetensors; save the adapter as safetensors.")
+        self.path, self.name_or_path, self.revision = path, name_or_path, None
+        self.config = base.config
+        self.base = base
+        self.tensors = dict(base.tensors)
+        self._settings = settings
+        self._entries = {name: (file, entry) for name, entry in read_header(file).entries.items()}
+        self._handles = {}
+        self._factors: dict[str, tuple[str, str]] = {}
+        self._replaced: dict[str, str] = {}
+        self._map_keys(path)
+
+    def _map_keys(self, path: Path) -> None:
+        parts: dict[str, dict[str, str]] = {}
+        for key in self._entries:
+            name = key.removeprefix(PREFIX)
+            if match := _PART.fullmatch(name):
+                parts.setdefault(match["module"], {})[match["part"].removesuffix(".weight")] = key
+            else:
+                target = name.replace(".modules_to_save", "").replace(".base_layer", "")
+                self._replaced[self._target(target, key, path)] = key
+        for module, keys in parts.items():
+            embedding = "lora_embedding_A" in keys
+            names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+            if set(keys) != set(names):
+                raise CheckpointError(f"{path}: module '{module}' has {sorted(keys)}, not one pair of LoRA factors.")
+            target = self._target(f"{module}.weight", keys[names[0]], path)
+            self._factors[target] = (keys[names[0]], keys[names[1]])
+
+    def _target(self, name: str, key: str, path: Path) -> str:
+        if name not in self.base.tensors:
+            raise CheckpointError(
+                f"{path} adapts '{key}', but the base {self.base.name_or_path} has no tensor '{name}'; "
+                "give the base that the adapter was trained on."
+            )
+        return name
+
+    def scaling(self, target: str) -> float:
+        """Factor of `B A` for one tensor, with the rank and alpha patterns and rank-stabilised LoRA."""
+        module = target.removesuffix(".weight")
+        rank = _by_pattern(self._settings.get("rank_pattern"), module, self._settings.get("r", 8))
+        alpha = _by_pattern(self._settings.get("alpha_pattern"), module, self._settings.get("lora_alpha", 8))
+        return float(alpha) / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The fine-tuned tensor: float32 where the adapter acts, the stored or base tensor elsewhere."""
+        if name in self._replaced:
+            return self._tensor(self._replaced[name])
+        if name not in self._factors:
+            return self.base.read(name)
+        first, second = (self._tensor(key).float() for key in self._factors[name])
+        product = (
+            first.T @ second.T
+            if first.shape[0] == second.shape[1] and "embedding" in self._factors[name][0]
+            else second @ first
+        )
+        if self._settings.get("fan_in_fan_out") and "embedding" not in self._factors[name][0]:
+            product = product.T
+        weight = self.base.read(name)
+        if product.shape != weight.shape:
+            raise CheckpointError(
+                f"{self.path}: the factors of '{name}' give {tuple(product.shape)}, but the base has "
+                f"{tuple(weight.shape)}; give the base that the adapter was trained on."
+            )
+        return weight.float() + self.scaling(name) * product
+
+    def raw(self, name: str) -> memoryview:
+        """Bytes of the merged tensor, rounded once to the base's dtype."""
+        if name not in self._factors and name not in self._replaced:
+            return self.base.raw(name)
+        merged = self.read(name).to(self.tensors[name].dtype).contiguous()
+        return memoryview(merged.flatten().view(torch.uint8).numpy()).cast("B")
+
+
+def _refuse_unknown(settings: dict[str, Any], path: Path) -> None:
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path} is a PEFT adapter of type {settings.get('peft_type')!r}; only LoRA is read.")
+    for option in ("use_dora", "use_qalora", "layer_replication", "trainable_token_indices", "lora_bias"):
+        if settings.get(option):
+            raise CheckpointError(
+                f"{path} uses the LoRA option {option!r}, which is not read; merge it with peft first."
+            )
+    rank = settings.get("r", 8)
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise CheckpointError(f"{path} has a rank of {rank!r}; it must be a positive number.")
+
+
+def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return value
+    return default

@@ -1,0 +1,33 @@
+"""What is done with each tensor of a fine-tune, told from headers and, for tensors that did not change, their bytes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from deltakeeper.delta import DeltaPair, TensorDelta
+
+Treatment = Literal["terms", "value", "unchanged", "tied"]
+
+TINY = 1024
+"""Tensors of fewer entries are stored as they are: a packed term would hardly be smaller."""
+
+
+def treat(pair: DeltaPair, delta: TensorDelta) -> Treatment:
+    """Decide one tensor: every matrix that has a base is encoded, embeddings and heads among them.
+
+    Norms, biases and other vectors, tensors that are new or of another width, and tiny ones are stored as values.
+    """
+    if delta.name in pair.tied:
+        return "tied"
+    if delta.base is None:
+        return "value"
+    if delta.base.shape == delta.tuned.shape and torch.equal(delta.base, delta.tuned):
+        if delta.base.dtype == pair.tuned.tensors[delta.name].dtype:
+            return "unchanged"
+    if delta.tuned.ndim not in (2, 3) or not delta.comparable or delta.tuned.numel() < TINY:
+        return "value"
+    if delta.tuned.ndim == 3 and delta.base.shape != delta.tuned.shape:
+        return "value"
+    return "terms"
