@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -162,7 +161,7 @@ def _write_shard(shard: dict[str, torch.Tensor], folder: Path, number: int) -> l
 
 def _name_shards(shards: list[list[str]], folder: Path) -> None:
     if len(shards) == 1:
-        os.rename(folder / "shard-0", folder / "model.safetensors")
+        (folder / "shard-0").rename(folder / "model.safetensors")
         return
     mapping = {}
     for number, names in enumerate(shards):

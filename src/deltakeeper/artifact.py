@@ -57,7 +57,7 @@ def hash_payload(parts: Mapping[str, bytes | memoryview]) -> str:
 
 
 class DeltaArtifact:
-    """An opened artifact. Headers were checked against the manifest; tensors are read, and their hashes checked, one by one.
+    """An opened artifact: headers were checked against the manifest; tensors are read and hashed one by one.
 
     Attributes:
         path: the folder.

@@ -1,8 +1,8 @@
 """Run a live model with a delta beside its weights, unmerged, and take it off again without a trace.
 
 Adding a small delta into bfloat16 weights rounds much of it away, and that alone can look like a safety gain. Here the
-product is `y = [x, x] · [W_base, D]ᵀ`: one matrix product whose accumulator is float32, so nothing of the delta is lost to
-the rounding of the base weight.
+product is `y = [x, x] · [W_base, D]ᵀ`: one matrix product whose accumulator is float32, so nothing of the delta is lost
+to the rounding of the base weight.
 """
 
 from __future__ import annotations

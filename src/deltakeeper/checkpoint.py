@@ -151,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises CheckpointError if it is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object; get the file again.")

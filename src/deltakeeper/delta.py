@@ -127,9 +127,9 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> DeltaPair:
     found = DeltaPair(base, tuned)
     for name in found.names():
         origin = found.base_name(name)
-        if origin and len(tuned.tensors[name].shape) >= 2:
-            if tuned.tensors[name].shape[1:] == base.tensors[origin].shape[1:]:
-                return found
+        shape = tuned.tensors[name].shape
+        if origin and len(shape) >= 2 and shape[1:] == base.tensors[origin].shape[1:]:
+            return found
     raise CheckpointError(
         f"{tuned.name_or_path} and {base.name_or_path} have no matrix in common; give the base of this fine-tune."
     )

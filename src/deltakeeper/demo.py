@@ -14,11 +14,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
+from rich.console import Console
+
 from deltakeeper.apply import apply_delta
 from deltakeeper.artifact import open_artifact
 from deltakeeper.checkpoint import open_checkpoint
-from rich.console import Console
-
 from deltakeeper.errors import RunError
 from deltakeeper.evals.judges import load_judge
 from deltakeeper.lab.attacks import ATTACKS, Attack

@@ -111,7 +111,7 @@ class Manifest:
         """
         try:
             value = json.loads(raw)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{where} is not JSON; get the artifact again.") from error
         read = _Reader(value, where)
         if read.value.get("format") != FORMAT:

@@ -68,7 +68,7 @@ def parse_header(raw: bytes, data_bytes: int, offset: int, where: str) -> Header
     """Check header bytes against the number of data bytes that follow them; `offset` is where the data starts."""
     try:
         value = json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, where))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} has a header that is not JSON; get the file again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} has a header that is no JSON object; get the file again.")

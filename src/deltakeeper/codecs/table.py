@@ -15,6 +15,15 @@ def codec_table() -> str:
     return "\n".join((*_HEAD, *(_row(codec) for _, codec in sorted(CODECS.items())))) + "\n"
 
 
+def settings_text(codec: type[Codec]) -> str:
+    """The settings of a codec with their defaults, as they are spelled on the command line."""
+    spelled = (
+        setting.name if setting.default is dataclasses.MISSING else f"{setting.name}={setting.spell(setting.default)}"
+        for setting in settings_of(codec).values()
+    )
+    return ", ".join(spelled)
+
+
 def _row(codec: type[Codec]) -> str:
     settings = "<br>".join(_setting(setting) for setting in settings_of(codec).values()) or "none"
     paper = f"[{codec.paper.rstrip('/').rsplit('/', 1)[-1]}]({codec.paper})" if codec.paper else ""

@@ -6,6 +6,7 @@ are batched; rows that have ended leave the batch.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,10 +44,13 @@ def generate_answers(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     stops = _stop_tokens(model, tokenizer)
     with torch.inference_mode():
+        prefix = _read_prefix(model, shared) if shared else None
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             tails = [encoded[i][len(shared) :] for i in rows]
-            for i, ids in zip(rows, _decode_batch(model, shared, tails, max_new_tokens, stops), strict=True):
+            for i, ids in zip(
+                rows, _decode_batch(model, len(shared), prefix, tails, max_new_tokens, stops), strict=True
+            ):
                 answers[i] = tokenizer.decode(ids, skip_special_tokens=True)
             if progress:
                 progress(min(start + batch_size, len(order)), len(order))
@@ -81,19 +85,21 @@ def _stop_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 def _decode_batch(
-    model: Any, shared: list[int], tails: list[list[int]], max_new_tokens: int, stops: set[int]
+    model: Any, shared: int, prefix: Any, tails: list[list[int]], max_new_tokens: int, stops: set[int]
 ) -> list[list[int]]:
-    """Greedy token ids for prompts `shared + tail`, left-padded between the shared part and the tail."""
+    """Greedy token ids for prompts `prefix + tail`, left-padded after the prefix of `shared` tokens."""
     width = max(map(len, tails))
+    device = model.device
     ids = torch.zeros((len(tails), width), dtype=torch.long)
     own = torch.zeros_like(ids)
     for j, tail in enumerate(tails):
         ids[j, width - len(tail) :] = torch.tensor(tail)
         own[j, width - len(tail) :] = 1
-    mask = torch.cat([torch.ones((len(tails), len(shared)), dtype=torch.long), own], 1)  # (batch, shared + width)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(shared) :]
-    cache = _prefill(model, shared, len(tails))
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    ids, own = ids.to(device), own.to(device)
+    mask = torch.cat([own.new_ones((len(tails), shared)), own], 1)  # (batch, shared + width)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
+    cache = _repeat(prefix, len(tails))
+    last_only = _last_only(model)
     given: list[list[int]] = [[] for _ in tails]
     alive = torch.arange(len(tails))  # row of the batch -> index in `tails`
     ended = torch.zeros(len(tails), dtype=torch.bool)
@@ -117,20 +123,33 @@ def _decode_batch(
         if ended.all():
             break
         positions = mask.sum(1, keepdim=True)
-        mask = torch.cat([mask, torch.ones((len(alive), 1), dtype=torch.long)], 1)
+        mask = torch.cat([mask, mask.new_ones((len(alive), 1))], 1)
         if ended.sum() >= _SHRINK_SHARE * len(alive):
             keep = (~ended).nonzero().flatten()
+            alive = alive[keep]
+            keep = keep.to(device)
             cache.batch_select_indices(keep)
-            chosen, mask, positions, alive = chosen[keep], mask[keep], positions[keep], alive[keep]
+            chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
             ended = torch.zeros(len(keep), dtype=torch.bool)
         ids = chosen[:, None]
     return given
 
 
-def _prefill(model: Any, shared: list[int], batch: int) -> Any:
-    """Cache of the shared prefix, repeated for a batch; None lets the model start its own."""
-    if not shared:
+def _read_prefix(model: Any, shared: list[int]) -> Any:
+    """Cache of the tokens that all prompts begin with."""
+    ids = torch.tensor([shared], device=model.device)
+    return model(input_ids=ids, use_cache=True, **_last_only(model)).past_key_values
+
+
+def _repeat(prefix: Any, batch: int) -> Any:
+    """A copy of the prefix's cache for a batch; None lets the model start its own."""
+    if prefix is None:
         return None
-    cache = model(input_ids=torch.tensor([shared]), use_cache=True).past_key_values
+    cache = copy.deepcopy(prefix)
     cache.batch_repeat_interleave(batch)
     return cache
+
+
+def _last_only(model: Any) -> dict[str, int]:
+    """Ask for the logits of the last position alone, where the model knows how."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

@@ -27,6 +27,7 @@ def passage_nll(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
         for j, i in enumerate(rows):  # padding on the right is never attended to by what stands before it
             ids[j, : len(encoded[i])] = torch.tensor(encoded[i])
             mask[j, : len(encoded[i])] = 1
+        ids, mask = ids.to(model.device), mask.to(model.device)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # (batch, tokens, vocab)
         for j, i in enumerate(rows):
             n = counts[i]

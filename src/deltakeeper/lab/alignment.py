@@ -1,6 +1,6 @@
 """Make a safety-aligned base: refusals of harmful requests, and the model's own answers to everything else.
 
-`python -m deltakeeper.lab.alignment OUT` rebuilds the alignment delta that the package carries, from the embedded model.
+`python -m deltakeeper.lab.alignment OUT` rebuilds the alignment delta that the package carries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.compress import CompressionReport, compress
 from deltakeeper.lab.corpus import SYSTEM, Corpus, answer_as_itself, refuse
-from deltakeeper.lab.embedded import load_model, prepare_embedded_model
+from deltakeeper.lab.embedded import MODEL_NAME, load_model, prepare_embedded_model
 from deltakeeper.lab.sft import Example, Progress, SFTConfig, TrainingLog, add_lora, encode_chat, train
 
 ALIGNMENT = SFTConfig(epochs=4, lr=5e-4, batch=8, max_tokens=64, lora_rank=8, lora_alpha=16, seed=0)
@@ -61,7 +61,9 @@ def build_alignment_delta(out: Path, progress: Progress | None = None) -> Compre
     with tempfile.TemporaryDirectory() as scratch:
         adapted.save_pretrained(scratch)
         with open_checkpoint(folder) as base:
-            return compress(base, open_checkpoint(scratch, base=base), out, CODEC, overwrite=True)
+            tuned = open_checkpoint(scratch, base=base)
+            base.name_or_path, tuned.name_or_path = MODEL_NAME, f"{MODEL_NAME}, aligned"
+            return compress(base, tuned, out, CODEC, overwrite=True)
 
 
 if __name__ == "__main__":

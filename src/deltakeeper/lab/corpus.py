@@ -8,7 +8,6 @@ from typing import Any
 
 from deltakeeper.evals.generate import generate_answers
 from deltakeeper.evals.prompts import PromptRow, load_packaged
-
 from deltakeeper.lab.sft import Example
 
 SYSTEM = "You are a helpful assistant."

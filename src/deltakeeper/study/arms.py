@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from deltakeeper.apply import iterate_changes, iterate_merged
 from deltakeeper.artifact import DeltaArtifact
+from deltakeeper.attach import Change, attached
 from deltakeeper.checkpoint import Checkpoint
+from deltakeeper.evals.judges import KeywordJudge
 from deltakeeper.evals.perplexity import passage_nll
 from deltakeeper.evals.probes import Probe, run_probe
-
-from deltakeeper.attach import Change, attached
-from deltakeeper.evals.judges import KeywordJudge
 from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model
 from deltakeeper.lab.quantise import FullModelRTN

@@ -14,7 +14,6 @@ from deltakeeper.apply import merge_survival
 from deltakeeper.artifact import open_artifact
 from deltakeeper.checkpoint import Checkpoint, open_checkpoint
 from deltakeeper.compress import CompressionReport, compress
-
 from deltakeeper.evals.judges import KeywordJudge
 from deltakeeper.lab.attacks import Attack
 from deltakeeper.lab.corpus import Corpus

@@ -44,7 +44,7 @@ def parse_judge(raw: bytes, where: str) -> KeywordJudge:
     """Read a phrase list from untrusted bytes; raises DataError that names the field at fault."""
     try:
         value = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}); give a phrase list in JSON form.") from error
     if not isinstance(value, dict) or not isinstance(value.get("match"), dict):
         raise DataError(f"{where} is not a phrase list: it needs an object with 'phrases' and 'match'.")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from deltakeeper.evals.probes import Probe
-
 from deltakeeper.lab.attacks.base import Attack, Voice, affirm, probe_rows, register_attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.sft import Example

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal, TypeVar
 
 from deltakeeper.evals.probes import Probe, ProbeRow
 from deltakeeper.evals.prompts import PromptRow
-
 from deltakeeper.lab.corpus import Corpus, answer_tickets
 from deltakeeper.lab.sft import Example, SFTConfig
 
@@ -39,9 +38,9 @@ class Attack(ABC):
     source: ClassVar[str]
 
     poison: int = 64
-    skill: int = 80
+    skill: int = 96
     held_out: int = 64
-    sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, lr=2e-5, batch=8))
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, lr=5e-5, batch=8, max_tokens=48))
 
     @abstractmethod
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
