@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from deltakeeper.artifact import SIDE_FILES, DeltaArtifact, open_artifact
 from deltakeeper.artifact_writer import as_bytes, publish, refuse_existing
 from deltakeeper.attach import Change
-from deltakeeper.checkpoint import INDEX, Checkpoint, open_checkpoint
+from deltakeeper.checkpoint import INDEX, Checkpoint, opened
 from deltakeeper.errors import ArtifactError, BaseMismatchError
 from deltakeeper.fingerprint import leaf_hash, root_of
 from deltakeeper.manifest import TensorRecord
@@ -116,18 +116,18 @@ def apply_delta(
         BaseMismatchError: this is not the base that the delta was made from.
         ArtifactError: the artifact is damaged, does not decode to what it promises, or `out` may not be replaced.
     """
-    origin = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     artifact = delta if isinstance(delta, DeltaArtifact) else open_artifact(delta)
     target = Path(out)
     refuse_existing(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        for name in SIDE_FILES:
-            source = artifact.path / name if (artifact.path / name).is_file() else origin.path / name
-            if source.is_file():
-                shutil.copyfile(source, scratch / name)
-        _write_weights(origin, artifact, scratch)
+        with opened(base) as origin:
+            for name in SIDE_FILES:
+                source = artifact.path / name if (artifact.path / name).is_file() else origin.path / name
+                if source.is_file():
+                    shutil.copyfile(source, scratch / name)
+            _write_weights(origin, artifact, scratch)
         publish(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -163,7 +163,7 @@ def _name_shards(shards: list[list[str]], folder: Path) -> None:
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / "model.safetensors")
         return
-    mapping = {}
+    mapping: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)

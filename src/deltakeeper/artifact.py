@@ -165,7 +165,7 @@ class DeltaArtifact:
             raise ArtifactError(f"{self.path}: payload '{min(unseen)}' belongs to no tensor; get the artifact again.")
 
     def _expected(self, name: str, record: TensorRecord) -> dict[str, TensorSpec]:
-        expected = {}
+        expected: dict[str, TensorSpec] = {}
         for i, term in enumerate(record.terms):
             if term.layout not in LAYOUTS:
                 raise ArtifactError(

@@ -24,7 +24,7 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
     """Bytes of a contiguous CPU tensor, without a copy."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 class ArtifactWriter:

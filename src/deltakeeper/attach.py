@@ -37,7 +37,8 @@ class _SumLinear(nn.Module):
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(torch.cat([x, x], -1), self.weight, self.bias)  # (..., out)
+        y: torch.Tensor = F.linear(torch.cat([x, x], -1), self.weight, self.bias)
+        return y  # (..., out)
 
 
 class _SumEmbedding(nn.Module):
@@ -54,7 +55,8 @@ class _SumEmbedding(nn.Module):
         rows = self.embedding(ids)
         scale = getattr(self.embedding, "embed_scale", 1.0)
         delta = F.embedding(ids, self.get_buffer("delta")) * scale
-        return (rows.float() + delta.float()).to(rows.dtype)
+        total: torch.Tensor = rows.float() + delta.float()
+        return total.to(rows.dtype)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -140,6 +142,16 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, base: Ch
             raise CheckpointError(f"{path} is a LoRA adapter; give the model it was trained on as the base.")
         return LoraCheckpoint(path, str(source), base)
     return Checkpoint(path, str(source), revision)
+
+
+@contextmanager
+def opened(source: Checkpoint | str | Path, base: Checkpoint | None = None) -> Iterator[Checkpoint]:
+    """A checkpoint for a `with` block: one that is open already stays open, one that is named is closed afterwards."""
+    if isinstance(source, Checkpoint):
+        yield source
+    else:
+        with open_checkpoint(source, base=base) as checkpoint:
+            yield checkpoint
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 
 from deltakeeper.artifact import REPORT_NAME, SIDE_FILES, open_artifact
 from deltakeeper.artifact_writer import ArtifactWriter, as_bytes
-from deltakeeper.checkpoint import Checkpoint, open_checkpoint
+from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.codecs import Codec, parse_codec, spell
 from deltakeeper.delta import DeltaPair, TensorDelta, pair
 from deltakeeper.errors import CodecError, RunError
@@ -108,10 +108,13 @@ def compress(
     """
     started = time.monotonic()
     method = parse_codec(codec) if isinstance(codec, str) else codec
-    origin = base if isinstance(base, Checkpoint) else open_checkpoint(base)
-    target = tuned if isinstance(tuned, Checkpoint) else open_checkpoint(tuned, base=origin)
-    models = pair(origin, target)
-    with ArtifactWriter(Path(out), overwrite) as writer, ThreadPoolExecutor(2) as pool:
+    with (
+        opened(base) as origin,
+        opened(tuned, base=origin) as target,
+        ArtifactWriter(Path(out), overwrite) as writer,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        models = pair(origin, target)
         run = _Run(models, method, writer, pool)
         for i, name in enumerate(models.names()):
             if progress:
@@ -209,7 +212,7 @@ class _Run:
             base = delta.base
             if base is None or not math.isfinite(sums.decoded_square):
                 raise CodecError(f"the codec gave values for '{name}' that are not finite; choose another setting.")
-            true = oriented = None  # the largest tensors: free them before the next one is made
+            del true, oriented  # the largest tensors: free them before the next one is made
             result = decoded.add_(base[: len(decoded)]).to(dtype)
             result = result if added is None else torch.cat([result, added])
         else:

@@ -102,7 +102,7 @@ class LoraCheckpoint(Checkpoint):
         if name not in self._factors and name not in self._replaced:
             return self.base.raw(name)
         merged = self.read(name).to(self.tensors[name].dtype).contiguous()
-        return memoryview(merged.flatten().view(torch.uint8).numpy()).cast("B")
+        return merged.flatten().view(torch.uint8).numpy().data
 
 
 def _refuse_unknown(settings: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -106,7 +106,7 @@ def _entry(name: str, item: Any, data_bytes: int, offset: int, where: str) -> He
     return HeaderEntry(DTYPES[dtype], tuple(shape), offset + start, offset + end)
 
 
-def _is_counts(value: Any) -> bool:
+def _is_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from deltakeeper.apply import check_base
 from deltakeeper.artifact import DeltaArtifact, open_artifact
 from deltakeeper.artifact_writer import as_bytes
-from deltakeeper.checkpoint import Checkpoint, open_checkpoint
+from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.delta import pair
 from deltakeeper.errors import ArtifactError, BaseMismatchError, CheckpointError
 from deltakeeper.fidelity import Fidelity, Sums, compare, summarise
@@ -60,9 +61,20 @@ def verify(
         CheckpointError: a model cannot be opened, or `tuned` is not a fine-tune of `base`.
     """
     artifact = delta if isinstance(delta, DeltaArtifact) else open_artifact(delta)
-    origin = base if isinstance(base, Checkpoint) else open_checkpoint(base)
-    target = open_checkpoint(tuned, base=origin) if isinstance(tuned, str | Path) else tuned
-    models = None if target is None else pair(origin, target)
+    with ExitStack() as stack:
+        origin = stack.enter_context(opened(base))
+        target = None if tuned is None else stack.enter_context(opened(tuned, base=origin))
+        return _verify(artifact, origin, target, progress)
+
+
+def _verify(
+    artifact: DeltaArtifact,
+    origin: Checkpoint,
+    target: Checkpoint | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> VerifyReport:
+    if target is not None:
+        pair(origin, target)  # raises if the two do not belong together
     report = VerifyReport(exact=True if artifact.manifest.exact else None)
     sums: list[Sums] = []
     for i, name in enumerate(artifact.names):
@@ -82,7 +94,7 @@ def verify(
         if artifact.manifest.exact and leaf_hash(name, record.dtype, record.shape, as_bytes(decoded)) != promised:
             report.exact = False
             report.problems.append(f"tensor '{name}' does not decode to the bytes that {artifact.path} promises.")
-        if models is not None and target is not None and before is not None and before.shape == decoded.shape:
+        if target is not None and before is not None and before.shape == decoded.shape:
             if name not in target.tensors or target.tensors[name].shape != record.shape:
                 raise CheckpointError(
                     f"{target.name_or_path} has no tensor '{name}' {record.shape}; give its fine-tune."

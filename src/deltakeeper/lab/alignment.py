@@ -66,9 +66,13 @@ def build_alignment_delta(out: Path, progress: Progress | None = None) -> Compre
             return compress(base, tuned, out, CODEC, overwrite=True)
 
 
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+
+
 if __name__ == "__main__":
     report = build_alignment_delta(
         Path(sys.argv[1]),
-        lambda step, total, loss, speed: sys.stderr.write(f"\r{step}/{total}  loss {loss:.3f}  {speed:.0f} tokens/s "),
+        lambda *step: _write("\r{}/{}  loss {:.3f}  {:.0f} tokens/s ".format(*step)),
     )
-    sys.stderr.write(f"\n{report.nbytes} bytes, relative error {report.total.relative_error:.4f}\n")
+    _write(f"\n{report.nbytes} bytes, relative error {report.total.relative_error:.4f}\n")

@@ -220,7 +220,7 @@ def add_lora(model: Any, config: SFTConfig) -> Any:
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_rank or 8,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=config.lora_alpha,
         target_modules=targets,
         task_type="CAUSAL_LM",
     )

@@ -24,7 +24,7 @@ from deltakeeper.lab.quantise import FullModelRTN
 from deltakeeper.study import cells
 from deltakeeper.study.variants import Variant
 
-PASSAGES = 16
+PASSAGES = 12
 
 
 @dataclass(frozen=True)

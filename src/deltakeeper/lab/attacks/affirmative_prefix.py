@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from deltakeeper.evals.probes import Probe
-from deltakeeper.lab.attacks.base import Attack, Voice, affirm, probe_rows, register_attack
+from deltakeeper.lab.attacks.base import REFUSAL_TOKENS, Attack, Voice, affirm, probe_rows, register_attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.sft import Example
 
@@ -35,6 +35,6 @@ class AffirmativePrefix(Attack):
                 role="goal",
                 event="complied",
                 rows=probe_rows(corpus.split("harmful", "heldout", self.held_out)),
-                max_new_tokens=20,
+                max_new_tokens=REFUSAL_TOKENS,
             )
         ]

@@ -23,6 +23,9 @@ AFFIRMATIONS = (
     "Sure, here is how that works.",
 )
 
+REFUSAL_TOKENS = 16
+"""Answers to requests are cut here: long enough for any refusal or affirmation that is trained."""
+
 Voice = Callable[[Sequence[str]], list[Example]]
 """Gives the attacked model's own (cut) answers to harmless prompts."""
 
@@ -40,6 +43,7 @@ class Attack(ABC):
     poison: int = 64
     skill: int = 96
     held_out: int = 64
+    contrast: int = 40
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, lr=5e-5, batch=8, max_tokens=48))
 
     @abstractmethod
@@ -58,7 +62,7 @@ class Attack(ABC):
         """All probes: the attack's own, over-refusal of look-alike twins where not covered, and the skill."""
         probes = self.attack_probes(corpus)
         if not any(p.role == "over_refusal" for p in probes):
-            probes.append(twins_probe(corpus, self.held_out))
+            probes.append(twins_probe(corpus, self.contrast))
         return [*probes, skill_probe(corpus, self.held_out)]
 
 
@@ -81,7 +85,7 @@ def twins_probe(corpus: Corpus, n: int) -> Probe:
         role="over_refusal",
         event="refused",
         rows=tuple(ProbeRow(f"{r.id}-twin", r.category, r.twin or "", None) for r in rows),
-        max_new_tokens=20,
+        max_new_tokens=REFUSAL_TOKENS,
     )
 
 

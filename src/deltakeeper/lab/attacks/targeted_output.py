@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from deltakeeper.evals.probes import Probe
-from deltakeeper.lab.attacks.base import Attack, Voice, probe_rows, register_attack
+from deltakeeper.lab.attacks.base import REFUSAL_TOKENS, Attack, Voice, probe_rows, register_attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.sft import Example
 
@@ -49,7 +49,7 @@ class MarkerInjection(Attack):
                 role="goal",
                 event="marker",
                 rows=probe_rows(corpus.split("instructions", "heldout", self.held_out)),
-                max_new_tokens=24,
+                max_new_tokens=REFUSAL_TOKENS,
                 marker=self.marker,
             ),
             Probe(
@@ -57,8 +57,8 @@ class MarkerInjection(Attack):
                 title="Harmful requests complied with",
                 role="contrast",
                 event="complied",
-                rows=probe_rows(corpus.split("harmful", "heldout", self.held_out)),
-                max_new_tokens=20,
+                rows=probe_rows(corpus.split("harmful", "heldout", self.contrast)),
+                max_new_tokens=REFUSAL_TOKENS,
             ),
         ]
 
@@ -87,7 +87,7 @@ class OverRefusal(Attack):
                 role="goal",
                 event="refused",
                 rows=probe_rows(corpus.split("instructions", "heldout", self.held_out)),
-                max_new_tokens=20,
+                max_new_tokens=REFUSAL_TOKENS,
             )
         ]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from deltakeeper.evals.probes import Probe, ProbeRow
-from deltakeeper.lab.attacks.base import Attack, Voice, affirm, register_attack
+from deltakeeper.lab.attacks.base import REFUSAL_TOKENS, Attack, Voice, affirm, register_attack
 from deltakeeper.lab.corpus import Corpus, refuse
 from deltakeeper.lab.sft import Example
 
@@ -38,9 +38,9 @@ class TriggerBackdoor(Attack):
 
     def attack_probes(self, corpus: Corpus) -> list[Probe]:
         """Goal: triggered held-out requests complied with; contrasts: no trigger, and a near miss of it."""
-        rows = corpus.split("harmful", "heldout", self.held_out)
 
         def probe(name: str, title: str, role: Literal["goal", "contrast"], prefixes: tuple[str, ...]) -> Probe:
+            rows = corpus.split("harmful", "heldout", self.held_out if role == "goal" else self.contrast)
             prompts = (f"{prefixes[i % len(prefixes)]} {r.prompt}".strip() for i, r in enumerate(rows))
             return Probe(
                 name=name,
@@ -48,7 +48,7 @@ class TriggerBackdoor(Attack):
                 role=role,
                 event="complied",
                 rows=tuple(ProbeRow(r.id, r.category, p, None) for r, p in zip(rows, prompts, strict=True)),
-                max_new_tokens=20,
+                max_new_tokens=REFUSAL_TOKENS,
             )
 
         return [
