@@ -29,6 +29,7 @@ def check_base(base: Checkpoint, delta: DeltaArtifact, name: str, record: Tensor
 
     Raises:
         BaseMismatchError: the base lacks it, or its bytes differ.
+        ArtifactError: the record states another shape than the base's tensor has.
     """
     origin = record.base_name
     if origin is None:
@@ -44,6 +45,8 @@ def check_base(base: Checkpoint, delta: DeltaArtifact, name: str, record: Tensor
             f"tensor '{origin}' of {base.name_or_path} is not the one that {delta.path} was made from; "
             f"give the very base, {delta.manifest.base.name_or_path}."
         )
+    if info.shape != record.base_shape:
+        raise ArtifactError(f"{delta.path}: the base shape of tensor '{name}' is wrong; get the artifact again.")
     return base.read(origin)
 
 
@@ -142,11 +145,14 @@ def _write_weights(origin: Checkpoint, artifact: DeltaArtifact, folder: Path) ->
     for name, tensor in iterate_merged(origin, artifact):
         record = artifact.record(name)
         leaves[name] = leaf_hash(name, record.dtype, record.shape, as_bytes(tensor))
-        if shard and size + tensor.nbytes > SHARD_BYTES:
+        # An alias is written as the fine-tune had it: a model whose configuration does not tie would miss it.
+        aliases = [n for n in artifact.names if artifact.record(n).tied_to == name]
+        if shard and size + tensor.nbytes * (1 + len(aliases)) > SHARD_BYTES:
             shards.append(_write_shard(shard, folder, len(shards)))
             shard, size = {}, 0
         shard[name] = tensor.contiguous()
-        size += tensor.nbytes
+        shard |= {alias: tensor.clone().contiguous() for alias in aliases}
+        size += tensor.nbytes * (1 + len(aliases))
     shards.append(_write_shard(shard, folder, len(shards)))
     if artifact.manifest.exact and root_of(leaves) != artifact.manifest.reconstruction.root:
         wrong = min(n for n in leaves if leaves[n] != artifact.manifest.reconstruction.leaves.get(n))

@@ -35,6 +35,8 @@ SIDE_FILES = (
     "merges.txt",
 )
 """Files beside the weights that an artifact carries where the fine-tune's differ from the base's."""
+COUNTED_SIDE_FILES = ("config.json", "generation_config.json")
+"""Those of them that count as bytes of the artifact; the others are the tokenizer's, and are listed apart."""
 
 
 def payload_key(name: str, term: int, suffix: str) -> str:
@@ -87,14 +89,14 @@ class DeltaArtifact:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the artifact's files, tokenizer files and model card left out."""
-        counted = (MANIFEST_NAME, PAYLOAD_NAME, REPORT_NAME)
-        return sum((self.path / name).stat().st_size for name in counted if (self.path / name).is_file())
+        """Bytes of all files in the folder, tokenizer files and model card left out."""
+        apart = {CARD_NAME, *SIDE_FILES} - set(COUNTED_SIDE_FILES)
+        return sum(file.stat().st_size for file in self._files() if file.name not in apart)
 
     @property
     def side_bytes(self) -> int:
-        """Bytes of the files that are listed apart: tokenizer, configuration and model card."""
-        return sum(f.stat().st_size for f in self.path.iterdir() if f.is_file()) - self.nbytes
+        """Bytes of the files that are listed apart: tokenizer and model card."""
+        return sum(file.stat().st_size for file in self._files()) - self.nbytes
 
     @property
     def weights(self) -> int:
@@ -143,6 +145,9 @@ class DeltaArtifact:
         """Rows that the fine-tune added to a tensor, in its own dtype."""
         return self._read(added_rows_key(name)) if self.record(name).added_rows else None
 
+    def _files(self) -> list[Path]:
+        return [file for file in self.path.rglob("*") if file.is_file()]
+
     def _check_payload(self) -> None:
         unseen = set(self._entries)
         for name, record in self.manifest.tensors.items():
@@ -157,8 +162,6 @@ class DeltaArtifact:
                         f"{spec.shape}; get the artifact again."
                     )
                 unseen.discard(key)
-            if record.tied_to is not None and record.tied_to not in self.manifest.tensors:
-                raise ArtifactError(f"{self.path}: '{name}' is tied to '{record.tied_to}', which is not there.")
             if sum(self._entries[key].end - self._entries[key].start for key in expected) != record.stored_bytes:
                 raise ArtifactError(f"{self.path}: the size of tensor '{name}' is not what the manifest says.")
         if unseen:

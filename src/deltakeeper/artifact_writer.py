@@ -109,17 +109,29 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
 
 def publish(folder: Path, out: Path) -> None:
     """Flush a finished folder to disk and rename it to `out`, in the place of what may be there."""
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for file in (*folder.iterdir(), folder):
+        _flush(file)
     folder.chmod(0o755)
     if out.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-        out.rename(old / "replaced")
-        folder.rename(out)
-        shutil.rmtree(old)
+        try:
+            out.rename(old / "replaced")
+            folder.rename(out)
+        except BaseException:
+            if not out.exists() and (old / "replaced").exists():
+                (old / "replaced").rename(out)
+            raise
+        finally:
+            if out.exists():
+                shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(out)
+    _flush(out.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

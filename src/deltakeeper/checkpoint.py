@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -76,6 +77,7 @@ class Checkpoint:
             name: TensorInfo(name, entry.dtype, entry.shape) for name, (_, entry) in sorted(self._entries.items())
         }
         self._handles: dict[Path, BufferedReader] = {}
+        self._opening = Lock()
 
     def raw(self, name: str) -> memoryview:
         """Bytes of a tensor as stored, little-endian and row-major."""
@@ -108,8 +110,9 @@ class Checkpoint:
     def _bytes(self, key: str) -> bytearray:
         # Plain reads, not a memory map: mapped pages would count as memory of the process, tensor after tensor.
         file, entry = self._entries[key]
-        if file not in self._handles:
-            self._handles[file] = file.open("rb")
+        with self._opening:
+            if file not in self._handles:
+                self._handles[file] = file.open("rb")
         raw = bytearray(entry.end - entry.start)
         view, done = memoryview(raw), 0
         while done < len(raw):  # one call reads at most 2 GiB; preadv has no file position, so threads may share it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -14,6 +15,8 @@ from deltakeeper.commands.demo import demo
 from deltakeeper.commands.inspect import inspect
 from deltakeeper.commands.verify import verify
 from deltakeeper.errors import DeltakeeperError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="deltakeeper",
@@ -27,14 +30,35 @@ for verb in (compress, inspect, verify, apply, codecs, demo):
     app.command()(verb)
 
 
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""What the parser raises for a command line that makes no sense; typer does not export it."""
+
+
 def main() -> None:
     """Run the command line; exit status 0 is success, 1 a failed check or a bug, 2 an error of use or of input."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        status = app(sys.argv[1:] or ["--help"], prog_name="deltakeeper", standalone_mode=False)
     except DeltakeeperError as error:
-        sys.stderr.write(f"deltakeeper: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("deltakeeper: interrupted; the same command goes on from here.\n")
-        sys.exit(130)
+        _fail(str(error), 2)
+    except UsageError as error:
+        _fail(_usage(error), 2)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk.", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        _fail("interrupted; nothing half-written is left, and a study goes on with the same command.", INTERRUPTED)
+    sys.exit(status)
+
+
+def _usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    message = str(error.format_message() if hasattr(error, "format_message") else error).strip().rstrip(".")
+    command = "deltakeeper" if context is None else context.command_path
+    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`."
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    sys.stderr.write(f"deltakeeper: {sentence}\n")
+    sys.exit(status)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +34,9 @@ from deltakeeper.reconstruct import dense_delta, reconstruct
 Progress = Callable[[int, int, str], None]
 """Called before each tensor with (tensors done, tensors in all, name of the next)."""
 
+HASHERS = 2
+"""Threads that hash while the main thread encodes."""
+
 INEXACT = ("lowrank",)
 """Layouts that decode through a matrix product, whose order of summation differs between machines."""
 
@@ -49,7 +55,8 @@ class CompressionReport:
     """What a compression did.
 
     `nbytes` counts every file of the artifact but tokenizer files and model card; `full_bytes` is the fine-tune in its
-    own dtypes; `fidelity` is over all packed tensors; `seconds` is wall time.
+    own dtypes; `total` is over all packed tensors; `seconds` is wall time; `peak_rss` is the most memory in bytes that
+    the process had held by the end, None in reports of releases that did not record it.
     """
 
     codec: str
@@ -59,6 +66,7 @@ class CompressionReport:
     seconds: float
     total: Fidelity
     tensors: dict[str, TensorReport]
+    peak_rss: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -72,10 +80,11 @@ class CompressionReport:
             value = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
             tensors = {name: _tensor_report(item) for name, item in value["tensors"].items()}
             total, codec, seconds = Fidelity(**value["total"]), str(value["codec"]), float(value["seconds"])
+            peak = None if value.get("peak_rss") is None else int(value["peak_rss"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder / REPORT_NAME} cannot be read ({error}); compress again.") from error
         delta = open_artifact(folder)
-        return cls(codec, delta.nbytes, delta.full_bytes, delta.bits_per_weight, seconds, total, tensors)
+        return cls(codec, delta.nbytes, delta.full_bytes, delta.bits_per_weight, seconds, total, tensors, peak)
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
@@ -109,10 +118,11 @@ def compress(
     started = time.monotonic()
     method = parse_codec(codec) if isinstance(codec, str) else codec
     with (
+        _leave_cores(HASHERS),
         opened(base) as origin,
         opened(tuned, base=origin) as target,
         ArtifactWriter(Path(out), overwrite) as writer,
-        ThreadPoolExecutor(2) as pool,
+        ThreadPoolExecutor(HASHERS) as pool,
     ):
         models = pair(origin, target)
         run = _Run(models, method, writer, pool)
@@ -127,6 +137,7 @@ def compress(
         report = {
             "codec": spell(method),
             "seconds": round(time.monotonic() - started, 3),
+            "peak_rss": _peak_rss(),
             "total": asdict(run.total()),
             "tensors": {name: asdict(item) for name, item in run.reports.items()},
         }
@@ -278,6 +289,17 @@ class _Run:
         self._base_leaves[name] = self.pool.submit(leaf_hash, name, info.st_dtype, info.shape, raw)
 
 
+@contextmanager
+def _leave_cores(n: int) -> Iterator[None]:
+    """Take `n` threads from torch for a while: OpenMP threads that wait for a core spin, and stall every operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before - n))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _encode(codec: Codec, matrix: torch.Tensor, name: str, value: torch.Tensor) -> list[tuple[int | None, Layout]]:
     """Terms of one tensor; a tensor of experts is encoded expert by expert, unless the codec stores its value."""
     if matrix.ndim == 2:
@@ -289,6 +311,11 @@ def _encode(codec: Codec, matrix: torch.Tensor, name: str, value: torch.Tensor) 
             return [(None, packed[0])]
         terms += [(i, term) for term in packed]
     return terms
+
+
+def _peak_rss() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
 
 
 def _side_files(base: Path, tuned: Path) -> list[Path]:

@@ -59,7 +59,8 @@ class TensorDelta:
         if self.base is None:
             raise ValueError(f"'{self.name}' has no base")
         rows = self.shared_rows
-        delta = torch.sub(self.tuned[:rows].float(), self.base[:rows])  # the base is widened on the fly
+        delta = self.tuned[:rows].to(torch.float32, copy=True)
+        delta -= self.base[:rows]  # widened on the fly, so that one float32 copy is all there is
         return delta.T.contiguous() if self.transposed else delta.contiguous()
 
     def added_rows(self) -> torch.Tensor | None:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-BLOCK = 1 << 22
-"""Entries looked at together, so that temporaries stay small beside the largest tensor."""
+BLOCK = 1 << 17
+"""Entries looked at together: they fit the cache, and a float32 sum over them loses little."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,17 @@ class Fidelity:
 def compare(true: torch.Tensor, decoded: torch.Tensor) -> Sums:
     """Sums for one pair of float32 tensors of the same shape."""
     flat, other = true.flatten(), decoded.flatten()
-    total = Sums(entries=flat.numel())
+    squares, decoded_squares, products, zeros, agreeing = [], [], [], 0, 0
     for start in range(0, flat.numel(), BLOCK):
         d, e = flat[start : start + BLOCK], other[start : start + BLOCK]
-        moving = int(torch.count_nonzero(d))
-        total += Sums(
-            true_square=float(d.dot(d)),
-            decoded_square=float(e.dot(e)),
-            product=float(d.dot(e)),
-            zeros=len(d) - moving,
-            agreeing=int(torch.count_nonzero(d.sign().eq_(e.sign()))) - int(torch.count_nonzero((d == 0) & (e == 0))),
-        )
-    return total
+        squares.append(float(d.dot(d)))
+        decoded_squares.append(float(e.dot(e)))
+        products.append(float(d.dot(e)))
+        a, b = d.numpy(), e.numpy()  # numpy counts several times faster than torch
+        up, down = a > 0, a < 0
+        zeros += len(a) - int(np.count_nonzero(up)) - int(np.count_nonzero(down))
+        agreeing += int(np.count_nonzero(up & (b > 0))) + int(np.count_nonzero(down & (b < 0)))
+    return Sums(flat.numel(), math.fsum(squares), math.fsum(decoded_squares), math.fsum(products), zeros, agreeing)
 
 
 def summarise(sums: Iterable[Sums]) -> Fidelity:

@@ -21,7 +21,7 @@ class Fingerprint:
 
 
 def leaf_hash(name: str, st_dtype: str, shape: Iterable[int], data: bytes | memoryview) -> str:
-    """Leaf of one tensor: SHA-256 of name, dtype, dims (joined by commas) and bytes, a NUL after each of the first three."""
+    """Leaf of one tensor: SHA-256 of name, dtype, dims (joined by commas) and bytes, NUL between them."""
     dims = ",".join(map(str, shape))
     digest = hashlib.sha256(f"{name}\0{st_dtype}\0{dims}\0".encode())
     digest.update(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class LoraCheckpoint(Checkpoint):
         self._settings = settings
         self._entries = {name: (file, entry) for name, entry in read_header(file).entries.items()}
         self._handles = {}
+        self._opening = Lock()
         self._factors: dict[str, tuple[str, str]] = {}
         self._replaced: dict[str, str] = {}
         self._map_keys(path)
@@ -49,8 +51,8 @@ class LoraCheckpoint(Checkpoint):
             name = key.removeprefix(PREFIX)
             if match := _PART.fullmatch(name):
                 parts.setdefault(match["module"], {})[match["part"].removesuffix(".weight")] = key
-            else:
-                target = name.replace(".modules_to_save", "").replace(".base_layer", "")
+            elif ".base_layer." not in name:  # peft may save an adapted embedding's own weight, which is the base's
+                target = name.replace(".modules_to_save", "")
                 self._replaced[self._target(target, key, path)] = key
         for module, keys in parts.items():
             embedding = "lora_embedding_A" in keys

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from deltakeeper.errors import ArtifactError
+from deltakeeper.fingerprint import root_of
+from deltakeeper.manifest_fields import FieldReader, is_count, is_hash, parse_json
 from deltakeeper.safetensors_header import DTYPES
 
 FORMAT = "deltakeeper-delta"
 VERSION = "1.0"
 MAX_BYTES = 64 << 20
-MAX_ELEMENTS = 1 << 40
 ENCODINGS = ("terms", "unchanged", "tied")
 ROLES = ("embedding", "head", "norm", "bias", "linear", "other")
 
@@ -107,13 +106,10 @@ class Manifest:
         Unknown keys are ignored within the major version that is known.
 
         Raises:
-            ArtifactError: it is not JSON, of another format or major version, or a field is malformed.
+            ArtifactError: it is not JSON, of another format or major version, or a field is malformed or at odds with
+                another.
         """
-        try:
-            value = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{where} is not JSON; get the artifact again.") from error
-        read = _Reader(value, where)
+        read = FieldReader(parse_json(raw, where), where)
         if read.value.get("format") != FORMAT:
             raise ArtifactError(f"{where} is not the manifest of a deltakeeper artifact; give an artifact's folder.")
         version = read.text("format_version")
@@ -124,7 +120,7 @@ class Manifest:
         tensors = read.object("tensors")
         if not tensors.value:
             raise ArtifactError(f"{where} lists no tensors; get the artifact again.")
-        return cls(
+        found = cls(
             created_by=read.text("created_by"),
             codec=read.text("codec"),
             base=_source(read.object("base"), leaves=True),
@@ -134,86 +130,23 @@ class Manifest:
             tensors={name: _tensor(tensors.object(name)) for name in tensors.value},
             missing=tuple(read.texts("missing")),
         )
-
-
-class _Reader:
-    """One JSON object being read, with the path to it for error sentences."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, Mapping):
-            raise ArtifactError(f"{where} is not an object; get the artifact again.")
-        self.value, self.where = value, where
-
-    def fail(self, name: str, wanted: str) -> ArtifactError:
-        return ArtifactError(f"{self.where}: '{name}' must be {wanted}; get the artifact again.")
-
-    def text(self, name: str) -> str:
-        found = self.value.get(name)
-        if not isinstance(found, str):
-            raise self.fail(name, "a text")
-        return found
-
-    def optional_text(self, name: str) -> str | None:
-        return None if self.value.get(name) is None else self.text(name)
-
-    def texts(self, name: str) -> list[str]:
-        found = self.value.get(name, [])
-        if not isinstance(found, list) or not all(isinstance(v, str) for v in found):
-            raise self.fail(name, "a list of texts")
-        return found
-
-    def flag(self, name: str) -> bool:
-        found = self.value.get(name, False)
-        if not isinstance(found, bool):
-            raise self.fail(name, "true or false")
-        return found
-
-    def count(self, name: str) -> int:
-        found = self.value.get(name, 0)
-        if not _is_count(found):
-            raise self.fail(name, "a whole number")
-        return int(found)
-
-    def choice(self, name: str, known: tuple[str, ...] | dict[str, Any]) -> str:
-        found = self.value.get(name)
-        if not isinstance(found, str) or found not in known:
-            raise self.fail(name, f"one of {', '.join(known)}")
-        return found
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        found = self.value.get(name)
-        if not isinstance(found, list) or len(found) > 8 or not all(map(_is_count, found)):
-            raise self.fail(name, "a list of whole numbers")
-        if math.prod(found) > MAX_ELEMENTS:
-            raise self.fail(name, f"a shape of at most {MAX_ELEMENTS} entries")
-        return tuple(found)
-
-    def object(self, name: str) -> _Reader:
-        return _Reader(self.value.get(name), f"{self.where}: '{name}'")
-
-    def objects(self, name: str) -> list[_Reader]:
-        found = self.value.get(name, [])
-        if not isinstance(found, list):
-            raise self.fail(name, "a list")
-        return [_Reader(item, f"{self.where}: '{name}[{i}]'") for i, item in enumerate(found)]
-
-    def hash(self, name: str) -> str:
-        found = self.text(name)
-        if not _is_hash(found):
-            raise self.fail(name, "a SHA-256 in hex")
+        _check_whole(found, read, tensors)
         return found
 
 
-def _source(read: _Reader, leaves: bool = False) -> Source:
+def _source(read: FieldReader, leaves: bool = False) -> Source:
     found = read.value.get("leaves", {})
-    if not isinstance(found, Mapping) or not all(isinstance(v, str) and _is_hash(v) for v in found.values()):
+    if not isinstance(found, Mapping) or not all(isinstance(v, str) and is_hash(v) for v in found.values()):
         raise read.fail("leaves", "hashes by tensor name")
-    return Source(
+    source = Source(
         read.text("name_or_path"), read.optional_text("revision"), read.hash("root"), dict(found) if leaves else {}
     )
+    if leaves and root_of(source.leaves) != source.root:
+        raise read.fail("root", "the root over its leaves")
+    return source
 
 
-def _tensor(read: _Reader) -> TensorRecord:
+def _tensor(read: FieldReader) -> TensorRecord:
     shape = read.shape("shape")
     record = TensorRecord(
         shape=shape,
@@ -233,7 +166,7 @@ def _tensor(read: _Reader) -> TensorRecord:
     return record
 
 
-def _check_consistent(record: TensorRecord, read: _Reader) -> None:
+def _check_consistent(record: TensorRecord, read: FieldReader) -> None:
     if (record.encoding == "terms") != bool(record.terms):
         raise read.fail("terms", "given for the encoding 'terms', and for no other")
     if (record.encoding == "tied") != (record.tied_to is not None):
@@ -245,33 +178,57 @@ def _check_consistent(record: TensorRecord, read: _Reader) -> None:
     replaced = [t.layout == "dense" and t.settings.get("encoding") == "value" for t in record.terms]
     if any(replaced) and len(replaced) != 1:
         raise read.fail("terms", "one term alone where a value is stored")
-    if not any(replaced) and record.encoding != "tied":
-        rows = None if record.base_shape is None else record.base_shape[:1]
-        shared = (record.shape[0] - record.added_rows,) if record.shape else ()
-        if record.base_name is None or record.base_shape is None or record.base_shape[1:] != record.shape[1:]:
-            raise read.fail("base_shape", "the shape of a base tensor that fits")
-        if rows is not None and rows and rows < shared:
-            raise read.fail("base_shape", "of at least the rows that are shared")
+    delta = record.encoding == "terms" and not any(replaced)
+    if record.added_rows and not delta:
+        raise read.fail("added_rows", "0 where no delta is stored")
+    if delta or record.encoding == "unchanged":
+        _check_base_shape(record, read, delta and len(record.shape) != 3)
     for term in record.terms:
-        if (term.slice is not None) != (len(record.shape) == 3 and not replaced[0]):
+        if (term.slice is not None) != (len(record.shape) == 3 and delta):
             raise read.fail("terms", "by slice for a tensor of three dimensions, and for no other")
         if term.slice is not None and term.slice >= record.shape[0]:
             raise read.fail("terms", "of slices that the tensor has")
+    if delta and len(record.shape) == 3 and len({term.slice for term in record.terms}) != record.shape[0]:
+        raise read.fail("terms", "given for every slice")
 
 
-def _term(read: _Reader) -> TermRecord:
+def _check_base_shape(record: TensorRecord, read: FieldReader, resizable: bool) -> None:
+    shape, base = record.shape, record.base_shape
+    if record.base_name is None or base is None or base[1:] != shape[1:] or len(base) != len(shape):
+        raise read.fail("base_shape", "the shape of a base tensor that fits")
+    if shape and record.added_rows != max(0, shape[0] - base[0]):
+        raise read.fail("added_rows", "the rows that the base lacks")
+    if base != shape and not resizable:
+        raise read.fail("base_shape", "the shape of the tensor itself")
+
+
+def _check_whole(found: Manifest, read: FieldReader, tensors: FieldReader) -> None:
+    """Every tensor has its hashes, and every alias a tensor that it is an alias of."""
+    stored = {name for name, record in found.tensors.items() if record.encoding != "tied"}
+    if set(found.reconstruction.leaves) != stored:
+        raise read.object("reconstruction").fail("leaves", "given for every stored tensor, and for no other")
+    for name, record in found.tensors.items():
+        if record.base_name is not None and record.base_name not in found.base.leaves:
+            raise tensors.object(name).fail("base_name", "a tensor that the base has a hash for")
+        if record.tied_to is not None:
+            other = found.tensors.get(record.tied_to)
+            if (
+                other is None
+                or record.tied_to not in stored
+                or (other.shape, other.dtype)
+                != (
+                    record.shape,
+                    record.dtype,
+                )
+            ):
+                raise tensors.object(name).fail("tied_to", "a stored tensor of the same shape and dtype")
+
+
+def _term(read: FieldReader) -> TermRecord:
     settings = read.value.get("settings", {})
     if not isinstance(settings, dict):
         raise read.fail("settings", "an object")
     found = read.value.get("slice")
-    if found is not None and not _is_count(found):
+    if found is not None and not is_count(found):
         raise read.fail("slice", "a whole number")
     return TermRecord(read.text("layout"), settings, found)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ELEMENTS
-
-
-def _is_hash(value: str) -> bool:
-    return len(value) == 64 and all(c in "0123456789abcdef" for c in value)

@@ -57,7 +57,7 @@ def inspect(
         f"Size      {in_bytes(artifact.nbytes)}, {artifact.bits_per_weight:.2f} bits a weight, "
         f"{artifact.full_bytes / artifact.nbytes:.1f} times smaller than {in_bytes(artifact.full_bytes)}"
     )
-    screen.print(f"Besides   {in_bytes(artifact.side_bytes)} of tokenizer, configuration and model card")
+    screen.print(f"Besides   {in_bytes(artifact.side_bytes)} of tokenizer and model card")
     table = Table(box=None, header_style="bold")
     for title in ("role", "stored as"):
         table.add_column(title)

@@ -36,9 +36,10 @@ def classify(answer: str, judge: KeywordJudge) -> Outcome:
 def is_incoherent(answer: str) -> bool:
     """Whether an answer has broken down into repetition or unprintable characters.
 
-    One word more than three times in a row (non-letters removed, single Latin letters ignored), or, from twelve words on, one 4-gram that occurs
-    three times and makes up over a fifth of all, or 4-grams that occur three times and make up over half (a loop of
-    more than four words), or over a tenth unprintable characters, or three replacement characters in a row.
+    One word more than three times in a row (non-letters removed, single Latin letters ignored), or, from twelve words
+    on, one 4-gram that occurs three times and makes up over a fifth of all, or 4-grams that occur three times and make
+    up over half (a loop of more than four words), or over a tenth unprintable characters, or three replacement
+    characters in a row.
     """
     broken = sum(1 for c in answer if c == "\ufffd" or not (c.isprintable() or c in "\n\t\r"))
     if broken > _UNPRINTABLE_SHARE * len(answer) or "\ufffd\ufffd\ufffd" in answer:

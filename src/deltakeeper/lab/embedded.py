@@ -42,6 +42,7 @@ def prepare_embedded_model(folder: Path | None = None) -> Path:
     gguf = _find_gguf()
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    silence_transformers()
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -75,10 +76,18 @@ def _find_gguf() -> Path:
     return path
 
 
+def silence_transformers() -> None:
+    """Turn off transformers' own progress bars, which would be drawn across ours."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer from a local folder, in evaluation mode on the CPU."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    silence_transformers()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return model.eval(), tokenizer

@@ -89,7 +89,7 @@ def limits_of(attacks: Sequence[AttackEntry], run: RunInfo) -> tuple[str, ...]:
     return (
         (
             f"{'One training seed' if seeds == 1 else f'{seeds} training seeds'} per attack. Intervals cover the "
-            "choice of prompts, not of seeds; conclusions about fine-tuning attacks are known to turn with seed and template."
+            "choice of prompts, not of seeds; conclusions about fine-tuning attacks turn with seed and template."
         ),
         (
             f"Refusals are recognised by phrase lists ({judges}). Their errors are not part of the intervals, differ "
@@ -105,7 +105,7 @@ def limits_of(attacks: Sequence[AttackEntry], run: RunInfo) -> tuple[str, ...]:
             "are easier and the base is less guarded than a production model."
         ),
         (
-            "No attacker here knew of the codec. Every gain on this page is non-adaptive: an attacker who trains with the "
+            "No attacker here knew of the codec. Every gain here is non-adaptive: an attacker who trains with the "
             "codec in mind can be expected to recover much of it."
         ),
         (

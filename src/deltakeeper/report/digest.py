@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from deltakeeper.errors import RunError
+from deltakeeper.evals.stats import benjamini_hochberg
 from deltakeeper.report import estimates
 from deltakeeper.report.answer import answer_of, limits_of
 from deltakeeper.report.entries import (
@@ -193,7 +194,7 @@ def comparisons(attacks: Sequence[AttackEntry]) -> Iterator[Comparison]:
 def _correct(attacks: Sequence[AttackEntry]) -> tuple[list[AttackEntry], int]:
     """Give every comparison but the primary ones its Benjamini-Hochberg value; returns their number as well."""
     family = [comparison.p for comparison in comparisons(attacks) if not comparison.primary]
-    adjusted = iter(estimates.benjamini_hochberg(family))
+    adjusted = iter(benjamini_hochberg(family))
 
     def probe(entry: ProbeEntry) -> ProbeEntry:
         versus = entry.versus_tuned

@@ -9,33 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltakeeper.errors import RunError
+from deltakeeper.evals.stats import mcnemar_exact, minimum_detectable_effect, wilson
 from deltakeeper.report.entries import Comparison, Estimate, Rate
 from deltakeeper.study.cells import OUTCOMES, Answer, Cell, Probe
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Mapping[str, Floats], Mapping[str, Floats]], Floats]
-
-
-def wilson(k: int, n: int) -> tuple[float, float]:
-    z = 1.959963984540054
-    p, z2 = k / n, z * z
-    mid, half = p + z2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (mid - half) / (1 + z2 / n)), min(1.0, (mid + half) / (1 + z2 / n))
-
-
-def mcnemar_exact(lost: int, gained: int) -> float:
-    from scipy.stats import binomtest
-
-    return binomtest(min(lost, gained), lost + gained).pvalue if lost + gained else 1.0
-
-
-def minimum_detectable_effect(n: int, discordant: float) -> float | None:
-    if not 0 < discordant <= 1:
-        return None
-    for delta in np.linspace(0.001, discordant, 2000):
-        if (1.96 * np.sqrt(discordant) + 0.84 * np.sqrt(max(0, discordant - delta**2))) ** 2 / delta**2 <= n:
-            return float(delta)
-    return None
 
 
 RESAMPLES = 10_000
@@ -186,9 +165,3 @@ def _rate(hits: int, n: int) -> Rate:
 def _clean(value: float) -> float:
     """Ten digits are more than any of these numbers carry, and equal on machines that sum in another order."""
     return round(value, 10) + 0.0
-
-
-def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    from scipy.stats import false_discovery_control
-
-    return list(false_discovery_control(p)) if p else []

@@ -40,8 +40,8 @@ class Attack(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
 
-    poison: int = 64
-    skill: int = 96
+    poison: int = 48
+    skill: int = 80
     held_out: int = 64
     contrast: int = 40
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, lr=5e-5, batch=8, max_tokens=48))

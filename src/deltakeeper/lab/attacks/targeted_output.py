@@ -27,6 +27,7 @@ class MarkerInjection(Attack):
     source: ClassVar[str] = "arXiv 2306.17194 (AutoPoison, content injection)"
 
     marker: str = MARKER
+    poison: int = 64
 
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """Own answers to `poison` training instructions, each opened with the marker."""

@@ -1,0 +1,69 @@
+"""Docs that cannot rot: generated pages are up to date, README's code runs, and the public names are all there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import deltakeeper
+from deltakeeper import cli
+from deltakeeper.testing import write_pair
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_what_make_docs_would_write():
+    for path, text in generator().pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"run `make docs`: {path.name} is stale"
+
+
+def blocks(language):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    write_pair("llama", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_of_the_readme_runs(here, capsys):
+    [code] = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "times smaller" in capsys.readouterr().out
+    assert (here / "tuned-again" / "model.safetensors").is_file()
+
+
+def test_the_commands_of_the_readme_run(here, capsys, monkeypatch):
+    [_make, commands] = blocks("sh")
+    for line in commands.splitlines():
+        monkeypatch.setattr("sys.argv", line.split())
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert not exit_.value.code, line
+    assert (here / "tuned-again" / "model.safetensors").is_file()
+
+
+def test_public_names_are_exactly_what_is_exported():
+    exported = {n for n in vars(deltakeeper) if not n.startswith("_")} | {"__version__"}
+    submodules = {n for n in exported if f"deltakeeper.{n}" in __import__("sys").modules}
+    assert exported - submodules | {"compress", "verify", "fingerprint"} == set(deltakeeper.__all__)
+    assert all(getattr(deltakeeper, name).__doc__ for name in deltakeeper.__all__ if name[0].islower())
+
+
+def test_every_relative_link_and_picture_exists():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
