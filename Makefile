@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/deltakeeper demo --out runs/demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

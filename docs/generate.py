@@ -52,7 +52,7 @@ def results_table() -> str:
         cells = []
         for attack in attacks:
             row = attack["variants"][i]
-            cells.append(f"{_percent(row['goal'])} / {_percent(row['skill'])}")
+            cells.append(f"{_percent(row['goal']['rate'])} / {_percent(row['skill']['rate'])}")
         size = "" if first["bytes"] is None else f"{first['bytes'] / 1e6:.1f} MB"
         lines.append(f"| {first['label']} | {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -54,6 +54,7 @@ def test_an_index_is_followed(shards):
     [
         ({"a": "../one.safetensors"}, "outside its folder"),
         ({"a": "/etc/passwd"}, "outside its folder"),
+        ({"a": "x" * 300}, "outside its folder"),
         ({"a": "gone.safetensors"}, "missing"),
         ({"c": "one.safetensors"}, "does not"),
         ({"a": 3}, "no weight_map"),
@@ -70,6 +71,13 @@ def test_a_tensor_in_two_shards_is_refused(shards):
     save_file({"a": torch.ones(1)}, shards / "three.safetensors")
     with pytest.raises(CheckpointError, match="holds tensor 'a' twice"):
         open_checkpoint(shards)
+
+
+def test_the_same_weights_in_another_layout_are_passed_over(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"layers.a": torch.ones(2)}, tmp_path / "consolidated.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
 
 
 def test_truncated_shards_are_refused(shards):

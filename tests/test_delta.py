@@ -79,6 +79,13 @@ class TestPairs:
         with pytest.raises(ValueError, match="has no base"):
             found.tensor("new.weight").matrix()
 
+    def test_masks_of_truth_values_are_stored_as_they_are(self, tmp_path):
+        matrix = torch.randn(40, 32)
+        base = write(tmp_path / "base", {"w": matrix, "mask": torch.zeros(40, 32, dtype=torch.bool)})
+        tuned = write(tmp_path / "tuned", {"w": matrix, "mask": torch.ones(40, 32, dtype=torch.bool)})
+        found = models(base, tuned)
+        assert treat(found, found.tensor("mask")) == "value"
+
     def test_a_prefix_on_one_side_is_seen_through(self, tmp_path):
         base = write(tmp_path / "base", {"h.0.w.weight": torch.randn(40, 32)})
         tuned = write(tmp_path / "tuned", {"transformer.h.0.w.weight": torch.randn(40, 32)})

@@ -23,7 +23,7 @@ def write_adapter(folder, kind="llama", dtype=torch.float32, **settings):
     adapted = get_peft_model(model, LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "modules_to_save" in name:
+            if "modules_to_save" in name or (name.endswith("bias") and settings.get("bias")):
                 parameter.add_(0.1)
     adapted.save_pretrained(folder / "adapter")
     merged = adapted.merge_and_unload()
@@ -48,6 +48,7 @@ def write_adapter(folder, kind="llama", dtype=torch.float32, **settings):
         ),
         ("llama", {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
         ("llama", {"r": 2, "target_modules": ["embed_tokens"]}),
+        ("qwen2", {"r": 2, "target_modules": ["q_proj"], "bias": "all"}),
         ("gpt2", {"r": 3, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
     ],
 )
@@ -91,6 +92,14 @@ def test_the_bytes_of_an_adapted_tensor_are_the_merged_ones(tmp_path):
         ({"peft_type": "IA3"}, "only LoRA"),
         ({"use_dora": True}, "'use_dora'"),
         ({"r": 0}, "rank of 0"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank of 0"),
+        ({"rank_pattern": {"(": 2}}, "rank_pattern"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
+        ({"lora_alpha": "x"}, "alpha of 'x'"),
+        ({"lora_alpha": float("nan")}, "alpha of nan"),
+        ({"use_rslora": "False"}, "true or false"),
+        ({"init_lora_weights": "pissa_niter_4"}, "may alter the base"),
+        ({"alora_invocation_tokens": [1]}, "'alora_invocation_tokens'"),
     ],
 )
 def test_other_adapters_are_refused(tmp_path, change, said):
@@ -99,6 +108,13 @@ def test_other_adapters_are_refused(tmp_path, change, said):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with open_checkpoint(base) as origin, pytest.raises(CheckpointError, match=said):
         open_checkpoint(adapter, base=origin)
+
+
+def test_an_adapter_that_grows_the_vocabulary_is_refused(tmp_path):
+    _, adapter, _ = write_adapter(tmp_path, r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    build_model("llama", vocab_extra=4).save_pretrained(tmp_path / "larger")
+    with open_checkpoint(tmp_path / "larger") as base, pytest.raises(CheckpointError, match="shape of 'lm_head"):
+        open_checkpoint(adapter, base=base)
 
 
 def test_an_adapter_needs_its_base(tmp_path):

@@ -56,6 +56,7 @@ def test_a_bad_entry_is_named(change, said):
 @pytest.mark.parametrize(
     ("value", "data_bytes", "said"),
     [
+        (b'{"\\ud800": 1}', 0, "no text"),
         (b"[]", 0, "no JSON object"),
         (b"{", 0, "not JSON"),
         (b"\xff", 0, "not JSON"),

@@ -21,6 +21,7 @@ from deltakeeper.errors import CheckpointError
 from deltakeeper.safetensors_header import DTYPE_NAMES, HeaderEntry, read_header
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 
@@ -177,7 +178,10 @@ def _weight_files(path: Path, missing_ok: bool = False) -> list[Path]:
     index = path / INDEX
     if index.is_file():
         return _indexed_files(index)
-    files = sorted(f for f in path.glob("*.safetensors") if not f.name.startswith("adapter_"))
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    others = ("adapter_", "consolidated")  # an adapter, and the same weights once more in another layout
+    files = sorted(f for f in path.glob("*.safetensors") if not f.name.startswith(others))
     if not files and not missing_ok:
         if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
             raise CheckpointError(f"{path} holds pickle files only, which are never opened; convert to safetensors.")
@@ -192,7 +196,7 @@ def _indexed_files(index: Path) -> list[Path]:
     files = {}
     for shard in sorted(set(mapping.values())):
         file = index.parent / shard
-        if Path(shard).name != shard or shard in ("", ".", ".."):
+        if Path(shard).name != shard or shard in ("", ".", "..") or len(shard) > 200:
             raise CheckpointError(f"{index} points to '{shard}', outside its folder; do not trust this model.")
         if not file.is_file():
             raise CheckpointError(f"{index} names the shard {shard}, which is missing; get the model again.")

@@ -19,6 +19,21 @@ _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector.*)"
 )
 
+_UNREAD = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
+"""Ways to start training that leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from it."""
+
 
 class LoraCheckpoint(Checkpoint):
     """The fine-tune that an adapter makes of its base; tensors it does not touch are the base's own.
@@ -51,9 +66,11 @@ class LoraCheckpoint(Checkpoint):
             name = key.removeprefix(PREFIX)
             if match := _PART.fullmatch(name):
                 parts.setdefault(match["module"], {})[match["part"].removesuffix(".weight")] = key
-            elif ".base_layer." not in name:  # peft may save an adapted embedding's own weight, which is the base's
-                target = name.replace(".modules_to_save", "")
-                self._replaced[self._target(target, key, path)] = key
+            elif not name.endswith(".base_layer.weight"):  # peft may save an adapted layer's own, untrained weight
+                target = self._target(name.replace(".modules_to_save", "").replace(".base_layer", ""), key, path)
+                if self._entries[key][1].shape != self.base.tensors[target].shape:
+                    raise CheckpointError(f"{path} changes the shape of '{target}'; merge it with peft first.")
+                self._replaced[target] = key
         for module, keys in parts.items():
             embedding = "lora_embedding_A" in keys
             names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
@@ -110,14 +127,42 @@ class LoraCheckpoint(Checkpoint):
 def _refuse_unknown(settings: dict[str, Any], path: Path) -> None:
     if settings.get("peft_type") != "LORA":
         raise CheckpointError(f"{path} is a PEFT adapter of type {settings.get('peft_type')!r}; only LoRA is read.")
-    for option in ("use_dora", "use_qalora", "layer_replication", "trainable_token_indices", "lora_bias"):
+    for option in _UNREAD:
         if settings.get(option):
             raise CheckpointError(
                 f"{path} uses the LoRA option {option!r}, which is not read; merge it with peft first."
             )
-    rank = settings.get("r", 8)
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise CheckpointError(f"{path} has a rank of {rank!r}; it must be a positive number.")
+    start = settings.get("init_lora_weights")
+    if not isinstance(start, bool | None) and start not in _PLAIN_STARTS:
+        raise CheckpointError(f"{path} starts by {start!r}, which may alter the base; merge it with peft first.")
+    for option in ("use_rslora", "fan_in_fan_out"):
+        if not isinstance(settings.get(option), bool | None):
+            raise CheckpointError(f"{path} has {option} = {settings[option]!r}; it must be true or false.")
+    for option, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        own = settings.get(pattern) or {}
+        if not isinstance(own, dict) or not all(_compiles(key) for key in own):
+            raise CheckpointError(f"{path} has a {pattern} that does not map name patterns to numbers; repair it.")
+        for value in (settings.get(option, 8), *own.values()):
+            if not (_is_rank(value) if option == "r" else _is_finite(value)):
+                word = "rank" if option == "r" else "alpha"
+                wanted = "a positive whole number" if option == "r" else "a finite number"
+                raise CheckpointError(f"{path} has a {word} of {value!r}; it must be {wanted}.")
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:

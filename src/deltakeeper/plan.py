@@ -26,7 +26,12 @@ def treat(pair: DeltaPair, delta: TensorDelta) -> Treatment:
     same_type = delta.base.dtype == pair.tuned.tensors[delta.name].dtype
     if same_type and delta.base.shape == delta.tuned.shape and torch.equal(delta.base, delta.tuned):
         return "unchanged"
-    if delta.tuned.ndim not in (2, 3) or not delta.comparable or delta.tuned.numel() < TINY:
+    if (
+        not delta.tuned.is_floating_point()
+        or delta.tuned.ndim not in (2, 3)
+        or not delta.comparable
+        or delta.tuned.numel() < TINY
+    ):
         return "value"
     if delta.tuned.ndim == 3 and delta.base.shape != delta.tuned.shape:
         return "value"

@@ -75,6 +75,8 @@ def parse_header(raw: bytes, data_bytes: int, offset: int, where: str) -> Header
     metadata = value.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{where} has metadata that is not text; get the file again.")
+    if any(not _is_text(name) for name in value):
+        raise CheckpointError(f"{where} has a tensor name that is no text; get the file again.")
     entries = {name: _entry(name, item, data_bytes, offset, where) for name, item in value.items()}
     end = offset
     for name, entry in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].end)):
@@ -108,6 +110,13 @@ def _entry(name: str, item: Any, data_bytes: int, offset: int, where: str) -> He
 
 def _is_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
