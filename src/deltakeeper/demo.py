@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import platform
+import resource
+import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -21,6 +23,7 @@ from deltakeeper.artifact import open_artifact
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.errors import RunError
 from deltakeeper.evals.judges import load_judge
+from deltakeeper.evals.prompts import load_prompts
 from deltakeeper.lab.attacks import ATTACKS, Attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.embedded import MODEL_NAME, cache_folder, prepare_embedded_model
@@ -53,11 +56,18 @@ def prepare_aligned_base(progress: Progress) -> Path:
     return folder
 
 
-def run_demo(out: Path, console: Console, attacks: tuple[str, ...] = DEMO_ATTACKS) -> Path:
+def run_demo(out: Path, console: Console, attacks: tuple[str, ...] = DEMO_ATTACKS, harmful: str | None = None) -> Path:
     """Run (or finish) the demo into folder `out`; gives the path of its report.
+
+    Args:
+        out: run folder.
+        console: where bars and the summary go.
+        attacks: names of registered attacks.
+        harmful: a prompt set to ask instead of the package's held-out harmful requests.
 
     Raises:
         RunError: `out` holds a run with other settings, or an attack's name is unknown.
+        DataError: the prompt set cannot be read.
     """
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown:
@@ -65,10 +75,11 @@ def run_demo(out: Path, console: Console, attacks: tuple[str, ...] = DEMO_ATTACK
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     store = RunStore(out)
     chosen = tuple(ATTACKS[name]() for name in attacks)
-    plan = StudyPlan(chosen, DEMO_VARIANTS, Corpus(), load_judge("ours"))
+    corpus = Corpus().with_harmful(load_prompts(harmful)) if harmful else Corpus()
+    plan = StudyPlan(chosen, DEMO_VARIANTS, corpus, load_judge("ours"))
     with Progress(console) as progress:
         started = time.monotonic()
-        info = _describe(plan, chosen, out)
+        info = _describe(plan, chosen, out, harmful)
         _refuse_other_settings(store, info)
         base = prepare_aligned_base(progress)
         stages = {"prepare the base": time.monotonic() - started}
@@ -83,11 +94,13 @@ def run_demo(out: Path, console: Console, attacks: tuple[str, ...] = DEMO_ATTACK
     return store.report_html
 
 
-def _describe(plan: StudyPlan, attacks: tuple[Attack, ...], out: Path) -> RunInfo:
+def _describe(plan: StudyPlan, attacks: tuple[Attack, ...], out: Path, harmful: str | None) -> RunInfo:
     settings = {a.name: asdict(a) for a in attacks}
     identity = json.dumps([settings, [asdict(v) for v in plan.variants], asdict(plan.corpus)], sort_keys=True)
+    options = "" if len(attacks) == len(DEMO_ATTACKS) else "".join(f" --attack {a.name}" for a in attacks)
+    options += f" --harmful {harmful}" if harmful else ""
     return RunInfo(
-        command=f"deltakeeper demo --out {out}",
+        command=f"deltakeeper demo --out {out}{options}",
         model={"name": MODEL_NAME, "alignment_delta": _delta_tag(), "parameters": 134_515_008},
         versions={
             **{name: version(name) for name in VERSIONED},
@@ -128,7 +141,10 @@ def _with_stages(info: RunInfo, stages: dict[str, float]) -> RunInfo:
     for name, seconds in stages.items():
         if name not in merged or seconds > 1:
             merged[name] = round(merged.get(name, 0.0) + seconds, 1)
-    return RunInfo(**{**info.__dict__, "stages": merged})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    known = info.hardware.get("peak memory, GiB", 0.0)
+    hardware = {**info.hardware, "peak memory, GiB": max(known, round(peak / 2**30, 2))}
+    return replace(info, stages=merged, hardware=hardware)
 
 
 def _delta_tag() -> str:

@@ -93,7 +93,7 @@ def test_ids_made_from_content_do_not_depend_on_order_or_form(tmp_path: Path) ->
     assert one[0].id == hashlib.sha256(b"Do x").hexdigest()[:12]
 
 
-@given(texts=st.lists(TEXTS, min_size=1, max_size=5))
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5, unique=True))
 def test_any_prompt_survives_csv_and_jsonl(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("prompts")
     table = io.StringIO(newline="")
@@ -199,3 +199,16 @@ def test_a_hub_set_without_datasets_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install datasets"):
         load_prompts("hf:org/set:test")
+
+
+def test_a_prompt_or_id_that_comes_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("prompt\nWhat is this?\nWhat is that?\nWhat is this?\n")
+    with pytest.raises(DataError, match="repeats the prompt or id"):
+        load_file(path)
+
+
+def test_the_id_zero_is_an_id(tmp_path):
+    path = tmp_path / "zero.jsonl"
+    path.write_text('{"id": 0, "prompt": "What is this?"}\n')
+    assert load_file(path)[0].id == "0"

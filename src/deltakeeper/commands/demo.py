@@ -17,6 +17,12 @@ def demo(
     attack: Annotated[
         list[str] | None, typer.Option("--attack", help="Only this attack (may be given several times).")
     ] = None,
+    harmful: Annotated[
+        str | None,
+        typer.Option(
+            help="Other held-out harmful requests: a CSV, JSONL or JSON file, or hf:organisation/dataset:split."
+        ),
+    ] = None,
 ) -> None:
     """Run the whole study on the embedded model: three attacks, five compressions, controls, one report.
 
@@ -26,4 +32,4 @@ def demo(
     """
     from deltakeeper.demo import DEMO_ATTACKS, run_demo
 
-    run_demo(out, console(), tuple(attack) if attack else DEMO_ATTACKS)
+    run_demo(out, console(), tuple(attack) if attack else DEMO_ATTACKS, harmful)

@@ -158,14 +158,21 @@ def _rows(
     records: Iterable[tuple[int, Mapping[str, Any]]], where: str, prompt_column: str | None, category_column: str | None
 ) -> Iterator[PromptRow]:
     number = 0
+    seen: set[str] = set()
     for number, record in records:
         prompt = _pick(record, prompt_column, PROMPT_COLUMNS, where)
         if prompt is None or not str(prompt).strip():
             raise DataError(f"{where}, line {number}, has an empty prompt; fill or remove it.")
         category = _pick(record, category_column, CATEGORY_COLUMNS, where, optional=category_column is None)
         digest = hashlib.sha256(str(prompt).encode()).hexdigest()[:12]
+        name = str(digest if record.get("id") in (None, "") else record["id"])
+        if name in seen:
+            raise DataError(
+                f"{where}, line {number}, repeats the prompt or id '{name}'; answers are paired by id, so remove it."
+            )
+        seen.add(name)
         yield PromptRow(
-            id=str(record.get("id") or digest),
+            id=name,
             category=str(category or "all"),
             split=str(record.get("split") or "heldout"),
             prompt=str(prompt).strip(),

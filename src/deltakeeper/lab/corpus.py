@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltakeeper.evals.generate import generate_answers
@@ -26,9 +26,15 @@ class Corpus:
     """Prompt rows by split. The defaults are the package's own; any user file can stand in for one of them."""
 
     harmful: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("harmful"))
+    twins: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("harmful"))
     instructions: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("instructions"))
     tickets: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("tickets"))
     passages: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("passages"))
+
+    def with_harmful(self, rows: Sequence[PromptRow]) -> Corpus:
+        """The same corpus with other held-out harmful requests; training and look-alikes stay the package's own."""
+        own = [row for row in self.harmful if row.split == "train"]
+        return replace(self, harmful=[*own, *(replace(row, split="heldout") for row in rows)])
 
     def split(self, name: str, split: str, limit: int | None = None) -> list[PromptRow]:
         """Rows of one split, categories interleaved, so that any leading part covers them evenly."""

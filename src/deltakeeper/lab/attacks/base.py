@@ -78,7 +78,7 @@ def probe_rows(rows: Sequence[PromptRow]) -> tuple[ProbeRow, ...]:
 
 def twins_probe(corpus: Corpus, n: int) -> Probe:
     """Harmless look-alikes of held-out harmful requests; refusing them is over-refusal."""
-    rows = [r for r in corpus.split("harmful", "heldout") if r.twin][:n]
+    rows = [r for r in corpus.split("twins", "heldout") if r.twin][:n]
     return Probe(
         name="twins",
         title="Harmless look-alikes refused",
