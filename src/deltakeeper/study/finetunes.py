@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import tempfile
@@ -23,6 +24,12 @@ def train_attack(attack: Attack, corpus: Corpus, base: Path, folder: Path, progr
         progress.trained(attack.name)
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _train(attack, corpus, base, folder, progress)
+    gc.collect()  # models hang in reference cycles: without this, two of them and their optimiser states add up
+    return True
+
+
+def _train(attack: Attack, corpus: Corpus, base: Path, folder: Path, progress: Progress) -> None:
     model, tokenizer = load_model(base)
 
     def voice(prompts: Sequence[str]) -> list[Example]:
@@ -49,4 +56,3 @@ def train_attack(attack: Attack, corpus: Corpus, base: Path, folder: Path, progr
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return True
