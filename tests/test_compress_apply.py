@@ -276,3 +276,17 @@ def test_written_files_are_plain_safetensors(tmp_path):
         packed = file.get_tensor("lm_head.weight::0.delta_packed.0")
     assert all("::" in key for key in keys)
     assert packed.dtype == torch.int32 and packed.shape == (96, 2)
+
+
+def test_no_model_and_no_input_is_ever_replaced_by_mistake(tmp_path):
+    base, tuned = write_pair("llama", tmp_path)
+    compress(base, tuned, tmp_path / "delta", "bitdelta")
+    whole = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for out in (base, tuned):
+        with pytest.raises(DeltakeeperError, match="another kind"):
+            compress(base, tuned, out, "bitdelta", overwrite=True)
+    with pytest.raises(DeltakeeperError, match="is made from"):
+        apply_delta(base, tmp_path / "delta", base, overwrite=True)
+    with pytest.raises(DeltakeeperError, match="another kind"):
+        apply_delta(base, tmp_path / "delta", tmp_path / "delta", overwrite=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == whole

@@ -92,6 +92,20 @@ class TestPairs:
         assert models(base, tuned).base_name("transformer.h.0.w.weight") == "h.0.w.weight"
         assert models(tuned, base).base_name("h.0.w.weight") == "transformer.h.0.w.weight"
 
+    def test_a_prefix_is_seen_through_where_a_head_has_none(self, tmp_path):
+        head, matrix = torch.randn(40, 32), torch.randn(40, 32)
+        base = write(tmp_path / "base", {"h.0.w.weight": matrix, "lm_head.weight": head})
+        tuned = write(tmp_path / "tuned", {"transformer.h.0.w.weight": matrix + 1, "lm_head.weight": head + 1})
+        for found in (models(base, tuned), models(tuned, base)):
+            assert found.missing == []
+            assert all(found.base_name(name) for name in found.names())
+
+    def test_prefixes_that_fit_equally_well_are_refused(self, tmp_path):
+        base = write(tmp_path / "base", {"model.w.weight": torch.ones(4, 3), "transformer.w.weight": torch.ones(4, 3)})
+        tuned = write(tmp_path / "tuned", {"w.weight": torch.zeros(4, 3)})
+        with pytest.raises(CheckpointError, match="could be"):
+            models(base, tuned)
+
     def test_strangers_are_refused(self, tmp_path):
         base = write(tmp_path / "base", {"x.weight": torch.randn(4, 3)})
         tuned = write(tmp_path / "tuned", {"y.weight": torch.randn(4, 3)})

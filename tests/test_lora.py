@@ -100,6 +100,7 @@ def test_the_bytes_of_an_adapted_tensor_are_the_merged_ones(tmp_path):
         ({"use_rslora": "False"}, "true or false"),
         ({"init_lora_weights": "pissa_niter_4"}, "may alter the base"),
         ({"alora_invocation_tokens": [1]}, "'alora_invocation_tokens'"),
+        ({"target_parameters": ["experts"]}, "'target_parameters'"),
     ],
 )
 def test_other_adapters_are_refused(tmp_path, change, said):
@@ -127,3 +128,18 @@ def test_an_adapter_needs_its_base(tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     with open_checkpoint(base) as origin, pytest.raises(CheckpointError, match="save the adapter as safetensors"):
         open_checkpoint(adapter, base=origin)
+
+
+@pytest.mark.parametrize("shape", [(48,), (48, 5), (3, 48, 4)])
+def test_factors_of_another_rank_than_the_settings_say_are_refused(tmp_path, shape):
+    from safetensors.torch import load_file, save_file
+
+    base, adapter, _ = write_adapter(tmp_path, r=4, target_modules=["q_proj"])
+    name, file = "model.layers.0.self_attn.q_proj", adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | {f"base_model.model.{name}.lora_B.weight": torch.zeros(shape)}, file)
+    with (
+        open_checkpoint(base) as origin,
+        open_checkpoint(adapter, base=origin) as tuned,
+        pytest.raises(CheckpointError, match="rank 4"),
+    ):
+        tuned.read(f"{name}.weight")

@@ -121,19 +121,19 @@ def apply_delta(
     """
     artifact = delta if isinstance(delta, DeltaArtifact) else open_artifact(delta)
     target = Path(out)
-    refuse_existing(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with opened(base) as origin:
+    with opened(base) as origin:
+        refuse_existing(target, overwrite, "model", (origin.path, artifact.path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
             for name in SIDE_FILES:
                 source = artifact.path / name if (artifact.path / name).is_file() else origin.path / name
                 if source.is_file():
                     shutil.copyfile(source, scratch / name)
             _write_weights(origin, artifact, scratch)
-        publish(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            publish(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

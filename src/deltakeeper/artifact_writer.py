@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
@@ -33,14 +33,15 @@ class ArtifactWriter:
     On any error, an interruption included, nothing is left behind and an existing artifact stays as it was.
     """
 
-    def __init__(self, out: Path, overwrite: bool = False) -> None:
+    def __init__(self, out: Path, overwrite: bool = False, inputs: Sequence[Path] = ()) -> None:
         self.out = out
+        self.inputs = inputs
         self.overwrite = overwrite
         self._header: dict[str, dict[str, Any]] = {}
         self._size = 0
 
     def __enter__(self) -> Self:
-        refuse_existing(self.out, self.overwrite)
+        refuse_existing(self.out, self.overwrite, "artifact", self.inputs)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
         self._spool = (self.folder / "spool").open("wb")
@@ -97,14 +98,23 @@ class ArtifactWriter:
         publish(self.folder, self.out)
 
 
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raise ArtifactError if `out` exists and may not be replaced."""
+def refuse_existing(
+    out: Path, overwrite: bool, kind: Literal["artifact", "model"], inputs: Sequence[Path] = ()
+) -> None:
+    """Raise ArtifactError if `out` exists and may not be replaced by something of `kind`, made from `inputs`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise ArtifactError(f"{out} exists; give another folder, or --overwrite to replace it.")
     if not (out / MANIFEST_NAME).is_file() and not (out / "config.json").is_file():
         raise ArtifactError(f"{out} is neither an artifact nor a model, so it is not replaced; give another folder.")
+    found = "artifact" if (out / MANIFEST_NAME).is_file() else "model"
+    if found != kind:
+        raise ArtifactError(
+            f"{out} is of another kind ({found}, not {kind}), so it is not replaced; give another folder."
+        )
+    if any(source.resolve().is_relative_to(out.resolve()) for source in inputs):
+        raise ArtifactError(f"{out} holds what the {kind} is made from, so it is not replaced; give another folder.")
 
 
 def publish(folder: Path, out: Path) -> None:

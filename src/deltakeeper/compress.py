@@ -121,7 +121,7 @@ def compress(
         _leave_cores(HASHERS),
         opened(base) as origin,
         opened(tuned, base=origin) as target,
-        ArtifactWriter(Path(out), overwrite) as writer,
+        ArtifactWriter(Path(out), overwrite, (origin.path, target.path)) as writer,
         ThreadPoolExecutor(HASHERS) as pool,
     ):
         models = pair(origin, target)

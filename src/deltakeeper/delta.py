@@ -150,18 +150,31 @@ def role_of(name: str, shape: tuple[int, ...]) -> Role:
 
 
 def _match_names(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
-    """Fine-tune name -> base name; a prefix that one side alone carries is seen through if that is unambiguous."""
-    direct = {name: name for name in tuned.tensors if name in base.tensors}
-    if direct:
-        return direct
+    """Fine-tune name -> base name; a prefix that one side alone carries is seen through.
+
+    A name that both have stands for itself, and the rest may differ by one prefix (a head has none, in most models).
+
+    Raises:
+        CheckpointError: two prefixes fit equally well, so that it is not clear which tensors belong together.
+    """
+    found = {name: name for name in tuned.tensors if name in base.tensors}
+    rest = [name for name in tuned.tensors if name not in found]
+    free = set(base.tensors) - set(found)
+    candidates: list[dict[str, str]] = []
     for prefix in PREFIXES:
-        stripped = {name: name.removeprefix(prefix) for name in tuned.tensors}
-        added = {name: prefix + name for name in tuned.tensors}
-        for mapping in (stripped, added):
-            found = {name: other for name, other in mapping.items() if other in base.tensors}
-            if found and len(set(found.values())) == len(found):
-                return found
-    return {}
+        stripped = {n: n.removeprefix(prefix) for n in rest if n.startswith(prefix)}
+        for mapping in (stripped, {n: prefix + n for n in rest}):
+            fitting = {n: other for n, other in mapping.items() if other in free}
+            if fitting and fitting not in candidates:
+                candidates.append(fitting)
+    candidates.sort(key=len, reverse=True)
+    if len(candidates) > 1 and len(candidates[0]) == len(candidates[1]):
+        name = min(candidates[0])
+        raise CheckpointError(
+            f"tensor '{name}' of {tuned.name_or_path} could be '{candidates[0][name]}' of {base.name_or_path} or "
+            "another, by the prefixes of the names; save one of the two with the names of the other."
+        )
+    return found | (candidates[0] if candidates else {})
 
 
 def _find_ties(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:

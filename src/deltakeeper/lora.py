@@ -30,6 +30,7 @@ _UNREAD = (
     "arrow_config",
     "kasa_config",
     "monteclora_config",
+    "target_parameters",
 )
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 """Ways to start training that leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from it."""
@@ -101,6 +102,12 @@ class LoraCheckpoint(Checkpoint):
         if name not in self._factors:
             return self.base.read(name)
         first, second = (self._tensor(key).float() for key in self._factors[name])
+        rank = _by_pattern(self._settings.get("rank_pattern"), name.removesuffix(".weight"), self._settings.get("r", 8))
+        if first.ndim != 2 or second.ndim != 2 or not first.shape[0] == second.shape[1] == rank:
+            raise CheckpointError(
+                f"{self.path}: the factors of '{name}' are {tuple(first.shape)} and {tuple(second.shape)}, not of the "
+                f"rank {rank} that its settings say; get the adapter again."
+            )
         product = (
             first.T @ second.T
             if first.shape[0] == second.shape[1] and "embedding" in self._factors[name][0]
