@@ -12,12 +12,12 @@ from deltakeeper.manifest_fields import FieldReader, is_count, is_hash, parse_js
 from deltakeeper.safetensors_header import DTYPES
 
 FORMAT = "deltakeeper-delta"
-VERSION = "1.0"
+VERSION = "1.1"
 MAX_BYTES = 64 << 20
-ENCODINGS = ("terms", "unchanged", "tied")
+ENCODINGS = ("terms", "unchanged", "base", "tied")
 ROLES = ("embedding", "head", "norm", "bias", "linear", "other")
 
-Encoding = Literal["terms", "unchanged", "tied"]
+Encoding = Literal["terms", "unchanged", "base", "tied"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class TensorRecord:
         shape: shape of the fine-tuned tensor.
         dtype: its dtype, as safetensors spells it.
         role: what it is for.
-        encoding: `terms` (packed), `unchanged` (the base's), or `tied` (another name of `tied_to`).
+        encoding: `terms` (packed), `unchanged` (the base's), `base` (taken from the base although the fine-tune
+            differs, as the options asked), or `tied` (another name of `tied_to`).
         base_name: the base's tensor, or None if the fine-tune brought this one.
         base_shape: shape of that tensor.
         transposed: whether it is stored `(in, out)`; terms are always `(out, in)`.
@@ -46,6 +47,7 @@ class TensorRecord:
         tied_to: the tensor that this one is an alias of.
         stored_bytes: payload bytes.
         sha256: hash over the payload, None where there is none.
+        codec: spelling of the codec of this tensor where it is not the artifact's.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +62,7 @@ class TensorRecord:
     tied_to: str | None = None
     stored_bytes: int = 0
     sha256: str | None = None
+    codec: str | None = None
 
     def term_shape(self, term: TermRecord) -> tuple[int, ...]:
         """Dense shape of one term."""
@@ -161,6 +164,7 @@ def _tensor(read: FieldReader) -> TensorRecord:
         tied_to=read.optional_text("tied_to"),
         stored_bytes=read.count("stored_bytes"),
         sha256=None if read.value.get("sha256") is None else read.hash("sha256"),
+        codec=read.optional_text("codec"),
     )
     _check_consistent(record, read)
     return record
@@ -181,7 +185,7 @@ def _check_consistent(record: TensorRecord, read: FieldReader) -> None:
     delta = record.encoding == "terms" and not any(replaced)
     if record.added_rows and not delta:
         raise read.fail("added_rows", "0 where no delta is stored")
-    if delta or record.encoding == "unchanged":
+    if delta or record.encoding in ("unchanged", "base"):
         _check_base_shape(record, read, delta and len(record.shape) != 3)
     for term in record.terms:
         if (term.slice is not None) != (len(record.shape) == 3 and delta):

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
 
 from deltakeeper.layouts.base import Layout
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass over a delta tells of one tensor, for codecs that treat tensors by comparison with each other.
+
+    Attributes:
+        shape: `(out, in)`; experts of a 3-D tensor are counted as rows.
+        std: standard deviation of the delta's entries.
+        mean_abs: mean absolute entry.
+        zeros: share of exact zeros.
+    """
+
+    shape: tuple[int, int]
+    std: float
+    mean_abs: float
+    zeros: float
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the layer of one matrix was fed on calibration text.
+
+    Attributes:
+        gram: mean over tokens of `xᵀx`, float32 `(in, in)`, symmetric.
+        mean: mean over tokens of `x`, float32 `(in,)`.
+        tokens: number of tokens that were averaged.
+    """
+
+    gram: torch.Tensor
+    mean: torch.Tensor
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -26,14 +58,32 @@ class Codec(ABC):
     paper: ClassVar[str]
     control: ClassVar[bool] = False
 
+    @property
+    def uses_inputs(self) -> bool:
+        """Whether `encode` wants the inputs of the layer on calibration text, with these settings."""
+        return False
+
+    @property
+    def surveys(self) -> bool:
+        """Whether `spread` gives tensors different settings, so that a pass over the delta comes first."""
+        return False
+
+    def spread(self, survey: Mapping[str, Statistics]) -> dict[str, Codec]:
+        """A codec for each tensor; the same one, unless the method treats tensors by comparison with each other."""
+        return dict.fromkeys(survey, self)
+
     @abstractmethod
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """Compress one matrix.
 
         Args:
             delta: `W_tuned - W_base`, float32 `(out, in)`, finite; never modified.
             name: checkpoint name of the tensor, which together with a codec's own seed decides its random numbers.
             tuned: the fine-tuned tensor in its own dtype and shape, for codecs that store values, not differences.
+            inputs: what the layer was fed, for codecs that weigh errors by it; None where there is no calibration, and
+                for tensors that no linear layer owns, where such a codec falls back to equal weights.
 
         Returns:
             Terms whose sum approximates `delta`. An all-zero delta gives terms that decode to exactly zero.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError
@@ -53,7 +53,9 @@ class BitDelta(Codec):
         check_types(self)
         check_range(self, "bits", 1, 8)
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; one `signs` term."""
         values: Floats = checked(delta, name).numpy()
         zero = choose_zero_rule(values, self.scale) if self.zero == "auto" else self.zero

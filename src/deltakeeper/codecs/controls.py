@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.bitdelta import ScaleSums
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked, peak
@@ -41,7 +41,9 @@ class Shrink(Codec):
         check_types(self)
         check_range(self, "factor", 0, 16)
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; one dense float32 term."""
         scaled = checked(delta, name) * self.factor
         if not np.isfinite(peak(scaled)):
@@ -72,7 +74,9 @@ class RandomSign(Codec):
         check_types(self)
         check_range(self, "seed", 0, MAX_SEED)
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; one `signs` term."""
         values = checked(delta, name).numpy()
         shape = (values.shape[0], values.shape[1])

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError, LayoutError
@@ -51,7 +51,9 @@ class Dare(Codec):
         check_range(self, "q", 0, 1, above=True)
         check_range(self, "seed", 0, MAX_SEED)
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; one `sparse` term."""
         matrix = checked(delta, name)
         recipe = SeedMask(self.seed, name, 1.0 - self.p)

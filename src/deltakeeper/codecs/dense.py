@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.layouts.base import Layout
 from deltakeeper.layouts.dense import Dense
@@ -23,7 +23,9 @@ class DenseCodec(Codec):
     summary: ClassVar[str] = "every entry, exactly"
     paper: ClassVar[str] = ""
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; one `dense` term, whose shape and dtype are those of `tuned` where it is given."""
         if tuned is not None:
             value = tuned.detach().to("cpu", copy=True).contiguous()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError, LayoutError
@@ -50,7 +50,9 @@ class Magnitude(Codec):
         check_types(self)
         check_range(self, "keep", 0, 1, above=True)
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; one `sparse` term."""
         matrix = checked(delta, name)
         if self.per == "tensor":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from deltakeeper.codecs.base import Codec
+from deltakeeper.codecs.base import Codec, Inputs, Statistics
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
@@ -32,12 +33,29 @@ class SumCodec(Codec):
         if len(self.parts) < 2 or not all(isinstance(p, Codec) and not isinstance(p, SumCodec) for p in self.parts):
             raise CodecError("a sum needs two or more codecs, none of them a sum; write them as a+b.")
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    @property
+    def uses_inputs(self) -> bool:
+        """Whether one of the parts does."""
+        return any(part.uses_inputs for part in self.parts)
+
+    @property
+    def surveys(self) -> bool:
+        """Whether one of the parts does."""
+        return any(part.surveys for part in self.parts)
+
+    def spread(self, survey: Mapping[str, Statistics]) -> dict[str, Codec]:
+        """Each part spread over the tensors, all by the statistics of the delta itself."""
+        each = [part.spread(survey) for part in self.parts]
+        return {name: SumCodec(tuple(found[name] for found in each)) for name in survey}
+
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; parts never see `tuned`, because a value cannot be added to."""
         left_over = checked(delta, name).clone()
         terms: list[Layout] = []
         for index, part in enumerate(self.parts):
-            found = part.encode(left_over, name=name)
+            found = part.encode(left_over, name=name, inputs=inputs)
             terms += found
             if index + 1 < len(self.parts):
                 for term in found:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from deltakeeper.codecs.base import Codec, register_codec
+from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked, peak
 from deltakeeper.errors import CodecError, LayoutError
@@ -60,7 +60,9 @@ class Svd(Codec):
         check_range(self, "niter", 0, 64)
         check_range(self, "seed", 0, MAX_SEED)
 
-    def encode(self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None) -> list[Layout]:
+    def encode(
+        self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> list[Layout]:
         """See `Codec.encode`; one `lowrank` term."""
         matrix = checked(delta, name)
         scale = peak(matrix)
