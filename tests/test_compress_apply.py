@@ -223,7 +223,7 @@ def test_broken_fine_tunes_are_refused_and_leave_nothing(tmp_path):
     tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].clone()
     tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
     save_file(tensors, tuned / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CodecError, match=r"layers\.1\.mlp\.up_proj.* not finite"):
+    with pytest.raises(CodecError, match=r"layers\.1\.mlp\.up_proj.* holds NaN or infinity in 1 entries"):
         compress(base, tuned, tmp_path / "delta", "bitdelta")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "tuned"]
 

@@ -21,6 +21,7 @@ from deltakeeper.errors import CheckpointError
 from deltakeeper.safetensors_header import DTYPE_NAMES, HeaderEntry, read_header
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
@@ -58,7 +59,7 @@ class Checkpoint:
         config: its `config.json`, or an empty dictionary.
         tensors: what each tensor is, by name, sorted by name.
         name_or_path: what the checkpoint was asked for by.
-        revision: hub revision, if one was given.
+        revision: commit on the hub, or the revision that was asked for where the commit is not known.
     """
 
     def __init__(self, path: Path, name_or_path: str, revision: str | None = None) -> None:
@@ -88,6 +89,30 @@ class Checkpoint:
         """One tensor in its own dtype and shape, read from disk at each call."""
         return self._tensor(name)
 
+    def stored(self, name: str) -> bool:
+        """Whether the file holds this tensor as it is, so that `blocks` reads no more than it gives."""
+        return True
+
+    def blocks(self, name: str, nbytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """A tensor in blocks of whole rows (of its first dimension), each of about `nbytes`, at least one row.
+
+        Gives the rows and their tensor, which is overwritten by the next block.
+        """
+        info = self.tensors[name]
+        rows = info.shape[0] if info.shape else 1
+        width = info.nbytes // rows if rows else 0
+        step = max(1, nbytes // max(1, width))
+        buffer = bytearray(min(step, rows) * width)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            view = memoryview(buffer)[: (stop - start) * width]
+            self._fill(name, view, start * width)
+            shape = (stop - start, *info.shape[1:])
+            yield (
+                slice(start, stop),
+                torch.frombuffer(view, dtype=info.dtype).view(shape) if view else torch.empty(shape),
+            )
+
     def close(self) -> None:
         """Close the files; tensors that were read stay valid."""
         for handle in self._handles.values():
@@ -109,19 +134,23 @@ class Checkpoint:
         return flat.view(entry.shape)
 
     def _bytes(self, key: str) -> bytearray:
+        _, entry = self._entries[key]
+        raw = bytearray(entry.end - entry.start)
+        self._fill(key, memoryview(raw), 0)
+        return raw
+
+    def _fill(self, key: str, view: memoryview, offset: int) -> None:
         # Plain reads, not a memory map: mapped pages would count as memory of the process, tensor after tensor.
         file, entry = self._entries[key]
         with self._opening:
             if file not in self._handles:
                 self._handles[file] = file.open("rb")
-        raw = bytearray(entry.end - entry.start)
-        view, done = memoryview(raw), 0
-        while done < len(raw):  # one call reads at most 2 GiB; preadv has no file position, so threads may share it
-            got = os.preadv(self._handles[file].fileno(), [view[done:]], entry.start + done)
+        done = 0
+        while done < len(view):  # one call reads at most 2 GiB; preadv has no file position, so threads may share it
+            got = os.preadv(self._handles[file].fileno(), [view[done:]], entry.start + offset + done)
             if got == 0:
                 raise CheckpointError(f"{file} became shorter while it was read; get the file again.")
             done += got
-        return raw
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None, base: Checkpoint | None = None) -> Checkpoint:
@@ -216,10 +245,13 @@ def _fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)), revision
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub client raises many kinds; all of them mean that there is no model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"there is no model folder {source}, and the hub did not give one by that name ({reason}); "
             "check the path or the name."
         ) from error
+    # A branch moves on; the client keeps a snapshot under the name of the commit that it is.
+    commit = folder.name if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots" else None
+    return folder, commit or revision

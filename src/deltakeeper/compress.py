@@ -1,94 +1,36 @@
-"""Compress a fine-tune into an artifact, tensor by tensor, in memory of a few times the largest tensor."""
+"""Compress a fine-tune into an artifact: tensors side by side, each read, encoded, decoded again and hashed once."""
 
 from __future__ import annotations
 
 import json
-import math
-import resource
-import sys
+import re
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
-import torch
-
-from deltakeeper.artifact import REPORT_NAME, SIDE_FILES, open_artifact
-from deltakeeper.artifact_writer import ArtifactWriter, as_bytes
+from deltakeeper.artifact import REPORT_NAME, SIDE_FILES
+from deltakeeper.artifact_writer import ArtifactWriter
 from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.codecs import Codec, parse_codec, spell
-from deltakeeper.delta import DeltaPair, TensorDelta, pair
-from deltakeeper.errors import CodecError, RunError
-from deltakeeper.fidelity import Fidelity, Sums, compare, summarise
-from deltakeeper.fingerprint import leaf_hash, root_of
-from deltakeeper.layouts import Layout
-from deltakeeper.layouts.dense import Dense
+from deltakeeper.compression_report import CompressionReport, TensorReport, peak_memory
+from deltakeeper.delta import DeltaPair, pair
+from deltakeeper.encode import Encoded, encode_tensor, hash_tensor, working_bytes
+from deltakeeper.errors import CodecError
+from deltakeeper.fidelity import Sums, summarise
+from deltakeeper.fingerprint import root_of
 from deltakeeper.manifest import Manifest, Source, TensorRecord
-from deltakeeper.plan import treat
-from deltakeeper.reconstruct import dense_delta, reconstruct
+from deltakeeper.plan import Choice, Rules
+from deltakeeper.survey import survey_delta
+from deltakeeper.workers import map_in_order, one_thread_each
 
+__all__ = ["CompressionReport", "compress"]
+
+V = TypeVar("V")
 Progress = Callable[[int, int, str], None]
 """Called before each tensor with (tensors done, tensors in all, name of the next)."""
-
-HASHERS = 2
-"""Threads that hash while the main thread encodes."""
-
-INEXACT = ("lowrank",)
-"""Layouts that decode through a matrix product, whose order of summation differs between machines."""
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """One tensor of a compression."""
-
-    encoding: str
-    stored_bytes: int
-    fidelity: Fidelity | None
-
-
-@dataclass(frozen=True)
-class CompressionReport:
-    """What a compression did.
-
-    `nbytes` counts every file of the artifact but tokenizer files and model card; `full_bytes` is the fine-tune in its
-    own dtypes; `total` is over all packed tensors; `seconds` is wall time; `peak_rss` is the most memory in bytes that
-    the process had held by the end, None in reports of releases that did not record it.
-    """
-
-    codec: str
-    nbytes: int
-    full_bytes: int
-    bits_per_weight: float
-    seconds: float
-    total: Fidelity
-    tensors: dict[str, TensorReport]
-    peak_rss: int | None = None
-
-    @property
-    def ratio(self) -> float:
-        """How many times smaller the artifact is than the fine-tune."""
-        return self.full_bytes / self.nbytes
-
-    @classmethod
-    def load(cls, folder: Path) -> CompressionReport:
-        """Read the report that a compression left in its artifact; sizes are taken from the files."""
-        try:
-            value = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
-            tensors = {name: _tensor_report(item) for name, item in value["tensors"].items()}
-            total, codec, seconds = Fidelity(**value["total"]), str(value["codec"]), float(value["seconds"])
-            peak = None if value.get("peak_rss") is None else int(value["peak_rss"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder / REPORT_NAME} cannot be read ({error}); compress again.") from error
-        delta = open_artifact(folder)
-        return cls(codec, delta.nbytes, delta.full_bytes, delta.bits_per_weight, seconds, total, tensors, peak)
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return {**asdict(self), "ratio": self.ratio}
 
 
 def compress(
@@ -97,8 +39,11 @@ def compress(
     out: str | Path,
     codec: Codec | str,
     *,
+    embeddings: str = "codec",
+    norms: Literal["dense", "base"] = "dense",
     overwrite: bool = False,
     progress: Progress | None = None,
+    workers: int | None = None,
 ) -> CompressionReport:
     """Compress the difference between two models into the artifact folder `out`.
 
@@ -107,8 +52,13 @@ def compress(
         tuned: its fine-tune, opened or by name; a LoRA adapter folder will do.
         out: folder to write; nothing is left there if anything fails.
         codec: a codec or its spelling, such as `bitdelta:bits=2` or `bitdelta+svd:rank=8`.
+        embeddings: how input embeddings and heads are stored: `codec` as other matrices, `dense` as the fine-tune has
+            them, `base` as the base has them, or the spelling of a codec of their own.
+        norms: how norms, biases and other vectors are stored: `dense` as the fine-tune has them, or `base`.
         overwrite: replace an artifact that is there.
         progress: called before each tensor.
+        workers: tensors that are worked on side by side, torch's number of threads by default. The bytes of the payload
+            do not depend on it.
 
     Raises:
         CheckpointError: a model cannot be read, or the two do not belong together.
@@ -117,28 +67,35 @@ def compress(
     """
     started = time.monotonic()
     method = parse_codec(codec) if isinstance(codec, str) else codec
+    rules = Rules(method, embeddings, norms)
     with (
-        _leave_cores(HASHERS),
         opened(base) as origin,
         opened(tuned, base=origin) as target,
         ArtifactWriter(Path(out), overwrite, (origin.path, target.path)) as writer,
-        ThreadPoolExecutor(HASHERS) as pool,
+        one_thread_each() as threads,
     ):
         models = pair(origin, target)
-        run = _Run(models, method, writer, pool)
-        for i, name in enumerate(models.names()):
+        choices = plan_tensors(models, rules)
+        run = _Run(models, writer)
+        count = workers or threads
+        results = map_in_order(
+            lambda name: encode_tensor(models, name, choices[name]),
+            choices,
+            cost=lambda name: working_bytes(models, name, choices[name]),
+            workers=count,
+        )
+        for i, name in enumerate(choices):
             if progress:
-                progress(i, len(models.names()), name)
-            run.add(name)
-            run.wait_for_hashes(name)
-        manifest = run.manifest(origin, target, spell(method))
+                progress(i, len(choices), name)
+            run.store(name, next(results), choices[name], rules)
+        manifest = run.manifest(spell(method))
         for file in _side_files(origin.path, target.path):
             writer.copy(file)
         report = {
             "codec": spell(method),
             "seconds": round(time.monotonic() - started, 3),
-            "peak_rss": _peak_rss(),
-            "total": asdict(run.total()),
+            "peak_rss": peak_memory(),
+            "total": asdict(summarise(run.sums)),
             "tensors": {name: asdict(item) for name, item in run.reports.items()},
         }
         writer.write_text(REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
@@ -146,176 +103,91 @@ def compress(
     return CompressionReport.load(Path(out))
 
 
-class _Run:
-    """One compression under way: records, sums and hashes as they come."""
+def plan_tensors(models: DeltaPair, rules: Rules) -> dict[str, Choice]:
+    """What is done with each tensor of the fine-tune, in the order of its layers.
 
-    def __init__(self, models: DeltaPair, codec: Codec, writer: ArtifactWriter, pool: ThreadPoolExecutor) -> None:
-        self.models, self.codec, self.writer, self.pool = models, codec, writer, pool
+    Raises:
+        CodecError: a tensor was to be taken from the base, which does not have it in this shape.
+    """
+    names = sorted(models.names(), key=_natural)
+    choices = {name: rules.decide(models, name) for name in names}
+    asked = {choice.codec for choice in choices.values() if choice.codec is not None and choice.codec.surveys}
+    for codec in asked:
+        chosen = [name for name, choice in choices.items() if choice.codec == codec]
+        spread = codec.spread(survey_delta(models, chosen))
+        choices |= {name: Choice("terms", spread[name]) for name in chosen}
+    return choices
+
+
+class _Run:
+    """One compression under way: records, figures and hashes as they come."""
+
+    def __init__(self, models: DeltaPair, writer: ArtifactWriter) -> None:
+        self.models, self.writer = models, writer
         self.records: dict[str, TensorRecord] = {}
         self.reports: dict[str, TensorReport] = {}
         self.sums: list[Sums] = []
         self.exact = True
-        self._waiting: list[Future[str]] = []
-        self._base_leaves: dict[str, Future[str]] = {}
-        self._target_leaves: dict[str, Future[str]] = {}
-        self._decoded_leaves: dict[str, Future[str]] = {}
+        self.base_leaves: dict[str, str] = {}
+        self.target_leaves: dict[str, str] = {}
+        self.decoded_leaves: dict[str, str] = {}
 
-    def add(self, name: str) -> None:
-        """Encode one tensor, write it, and hash what went in and what will come out."""
-        models = self.models
-        delta = models.tensor(name)
-        info = models.tuned.tensors[name]
-        base_name = models.base_name(name)
-        treatment = treat(models, delta)
-        value = delta.tuned.to(info.dtype)
-        self._hash_sources(delta, value, base_name)
-        shared = TensorRecord(
-            shape=info.shape,
-            dtype=info.st_dtype,
-            role=delta.role,
-            encoding="tied" if treatment == "tied" else "unchanged" if treatment == "unchanged" else "terms",
-            base_name=base_name,
-            base_shape=None if delta.base is None else tuple(delta.base.shape),
-            transposed=delta.transposed and treatment != "tied",
-            tied_to=models.tied.get(name),
-        )
-        if treatment == "tied":
-            self._store(name, shared)
-            return
-        if treatment == "unchanged":
-            self._decoded_leaves[name] = self._target_leaves[name]
-            self._store(name, shared)
-            return
-        if not torch.isfinite(value.sum(dtype=torch.float32)):
-            raise CodecError(f"tensor '{name}' of {models.tuned.name_or_path} is not finite; the fine-tune is broken.")
-        self._pack(name, shared, delta, value, treatment == "terms")
-
-    def _pack(self, name: str, record: TensorRecord, delta: TensorDelta, value: torch.Tensor, encode: bool) -> None:
-        true = delta.matrix() if encode else None
-        terms: list[tuple[int | None, Layout]]
-        if true is None:
-            terms = [(None, Dense(record.shape, "value", value.contiguous()))]
-        else:
-            terms = _encode(self.codec, true, name, value)
-        packed = [term for _, term in terms]
-        replaced = packed[0].replaces
-        added = None if replaced or record.base_name is None else delta.added_rows()
-        added = None if added is None else added.to(self.models.tuned.tensors[name].dtype).contiguous()
-        records, nbytes, digest = self.writer.add(name, terms, added)
-        record = TensorRecord(
-            **{
-                **record.__dict__,
-                "terms": records,
-                "added_rows": 0 if added is None else len(added),
-                "stored_bytes": nbytes,
-                "sha256": digest,
-            }
-        )
-        self.exact = self.exact and not any(term.name in INEXACT for term in packed)
-        dtype = self.models.tuned.tensors[name].dtype
-        figures = None
-        if true is not None and not replaced:
-            decoded = dense_delta(record, packed)
-            oriented = decoded.T if record.transposed else decoded
-            sums = compare(true, oriented.contiguous())
-            figures = summarise([sums])
-            self.sums.append(sums)
-            base = delta.base
-            if base is None or not math.isfinite(sums.decoded_square):
-                raise CodecError(f"the codec gave values for '{name}' that are not finite; choose another setting.")
-            del true, oriented  # the largest tensors: free them before the next one is made
-            result = decoded.add_(base[: len(decoded)]).to(dtype)
-            result = result if added is None else torch.cat([result, added])
-        else:
-            result = reconstruct(record, packed, delta.base, added, dtype)
-            if true is not None:
-                self.sums.append(compare(true, true))
-        self._decoded_leaves[name] = self._hash(name, record, result)
-        self._store(name, record, figures)
-
-    def _store(self, name: str, record: TensorRecord, figures: Fidelity | None = None) -> None:
+    def store(self, name: str, found: Encoded, choice: Choice, rules: Rules) -> None:
+        """Write one tensor and keep what the manifest needs of it."""
+        record = found.record
+        if found.terms:
+            records, nbytes, digest = self.writer.add(name, found.terms, found.added)
+            own = choice.codec if choice.codec not in (None, rules.codec) else None
+            record = replace(
+                record,
+                terms=records,
+                added_rows=0 if found.added is None else len(found.added),
+                stored_bytes=nbytes,
+                sha256=digest,
+                codec=None if own is None else spell(own),
+            )
+        self.exact = self.exact and found.exact
         self.records[name] = record
+        figures = None if found.sums is None else summarise([found.sums])
         self.reports[name] = TensorReport(record.encoding, record.stored_bytes, figures)
+        if found.sums is not None:
+            self.sums.append(found.sums)
+        for leaves, key, leaf in (
+            (self.base_leaves, record.base_name or name, found.base_leaf),
+            (self.target_leaves, name, found.target_leaf),
+            (self.decoded_leaves, name, found.decoded_leaf),
+        ):
+            if leaf is not None:
+                leaves[key] = leaf
 
-    def _hash(self, name: str, record: TensorRecord, tensor: torch.Tensor) -> Future[str]:
-        raw = as_bytes(tensor)
-        return self.pool.submit(leaf_hash, name, record.dtype, record.shape, raw)
-
-    def _hash_sources(self, delta: TensorDelta, value: torch.Tensor, base_name: str | None) -> None:
-        if delta.name not in self.models.tied:
-            info = self.models.tuned.tensors[delta.name]
-            raw = as_bytes(value)
-            self._target_leaves[delta.name] = self.pool.submit(leaf_hash, delta.name, info.st_dtype, info.shape, raw)
-        if base_name is not None and delta.base is not None:
-            origin = self.models.base.tensors[base_name]
-            raw = as_bytes(delta.base)
-            self._base_leaves[base_name] = self.pool.submit(leaf_hash, base_name, origin.st_dtype, origin.shape, raw)
-
-    def wait_for_hashes(self, name: str) -> None:
-        """Wait for the hashes of the tensor before `name`, so that no queue of tensors builds up in memory."""
-        pending = [leaves[name] for leaves in (self._target_leaves, self._decoded_leaves) if name in leaves]
-        for future in self._waiting:
-            future.result()
-        self._waiting = pending
-
-    def total(self) -> Fidelity:
-        """Figures over all packed tensors."""
-        return summarise(self.sums)
-
-    def manifest(self, origin: Checkpoint, target: Checkpoint, codec: str) -> Manifest:
-        """The manifest of what was added; every tensor of the fine-tune has a record by construction."""
+    def manifest(self, codec: str) -> Manifest:
+        """The manifest of what was stored; every tensor of the fine-tune has a record by construction."""
+        origin, target = self.models.base, self.models.tuned
         missed = set(target.tensors) - set(self.records)
         if missed:
             raise CodecError(f"tensor '{min(missed)}' was left out of the artifact; report this as a bug.")
-        for name in self.models.missing:
-            self._hash_base(name)
-        base = {name: leaf.result() for name, leaf in self._base_leaves.items()}
-        goal = {name: leaf.result() for name, leaf in self._target_leaves.items()}
-        decoded = {name: leaf.result() for name, leaf in self._decoded_leaves.items()}
+        self.base_leaves |= {name: hash_tensor(origin, name) for name in self.models.missing}
         return Manifest(
             created_by=f"deltakeeper {version('deltakeeper')}",
             codec=codec,
-            base=Source(origin.name_or_path, origin.revision, root_of(base), base),
-            target=Source(target.name_or_path, target.revision, root_of(goal)),
-            reconstruction=Source(target.name_or_path, None, root_of(decoded), decoded),
+            base=Source(origin.name_or_path, origin.revision, root_of(self.base_leaves), _sorted(self.base_leaves)),
+            target=Source(target.name_or_path, target.revision, root_of(self.target_leaves)),
+            reconstruction=Source(
+                target.name_or_path, None, root_of(self.decoded_leaves), _sorted(self.decoded_leaves)
+            ),
             exact=self.exact,
-            tensors=self.records,
+            tensors=_sorted(self.records),
             missing=tuple(self.models.missing),
         )
 
-    def _hash_base(self, name: str) -> None:
-        info = self.models.base.tensors[name]
-        raw = self.models.base.raw(name)
-        self._base_leaves[name] = self.pool.submit(leaf_hash, name, info.st_dtype, info.shape, raw)
+
+def _sorted(values: Mapping[str, V]) -> dict[str, V]:
+    return dict(sorted(values.items()))
 
 
-@contextmanager
-def _leave_cores(n: int) -> Iterator[None]:
-    """Take `n` threads from torch for a while: OpenMP threads that wait for a core spin, and stall every operation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before - n))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _encode(codec: Codec, matrix: torch.Tensor, name: str, value: torch.Tensor) -> list[tuple[int | None, Layout]]:
-    """Terms of one tensor; a tensor of experts is encoded expert by expert, unless the codec stores its value."""
-    if matrix.ndim == 2:
-        return [(None, term) for term in codec.encode(matrix, name=name, tuned=value)]
-    terms: list[tuple[int | None, Layout]] = []
-    for i, part in enumerate(matrix):
-        packed = codec.encode(part, name=f"{name}[{i}]", tuned=value)
-        if packed[0].replaces:
-            return [(None, packed[0])]
-        terms += [(i, term) for term in packed]
-    return terms
-
-
-def _peak_rss() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 10 after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _side_files(base: Path, tuned: Path) -> list[Path]:
@@ -326,10 +198,3 @@ def _side_files(base: Path, tuned: Path) -> list[Path]:
         if theirs.is_file() and (not ours.is_file() or ours.read_bytes() != theirs.read_bytes()):
             found.append(theirs)
     return found
-
-
-def _tensor_report(value: dict[str, Any]) -> TensorReport:
-    figures = value["fidelity"]
-    return TensorReport(
-        str(value["encoding"]), int(value["stored_bytes"]), None if figures is None else Fidelity(**figures)
-    )

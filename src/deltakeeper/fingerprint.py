@@ -20,10 +20,15 @@ class Fingerprint:
     leaves: dict[str, str]
 
 
+def begin_leaf(name: str, st_dtype: str, shape: Iterable[int]) -> hashlib._Hash:
+    """The leaf of one tensor before its bytes: feed them in order, in pieces of any size."""
+    dims = ",".join(map(str, shape))
+    return hashlib.sha256(f"{name}\0{st_dtype}\0{dims}\0".encode())
+
+
 def leaf_hash(name: str, st_dtype: str, shape: Iterable[int], data: bytes | memoryview) -> str:
     """Leaf of one tensor: SHA-256 of name, dtype, dims (joined by commas) and bytes, NUL between them."""
-    dims = ",".join(map(str, shape))
-    digest = hashlib.sha256(f"{name}\0{st_dtype}\0{dims}\0".encode())
+    digest = begin_leaf(name, st_dtype, shape)
     digest.update(data)
     return digest.hexdigest()
 

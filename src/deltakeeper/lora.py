@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -122,6 +123,15 @@ class LoraCheckpoint(Checkpoint):
                 f"{tuple(weight.shape)}; give the base that the adapter was trained on."
             )
         return weight.float() + self.scaling(name) * product
+
+    def stored(self, name: str) -> bool:
+        """False: tensors are put together from the base and the adapter."""
+        return False
+
+    def blocks(self, name: str, nbytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The merged tensor as one block, rounded once to the base's dtype."""
+        merged = self.read(name).to(self.tensors[name].dtype)
+        yield slice(0, len(merged) if merged.ndim else 1), merged
 
     def raw(self, name: str) -> memoryview:
         """Bytes of the merged tensor, rounded once to the base's dtype."""

@@ -49,3 +49,17 @@ def reconstruct(
     delta = dense_delta(record, terms)
     merged = torch.add(delta, base[: len(delta)]).to(dtype)  # the base is widened on the fly
     return merged if added_rows is None else torch.cat([merged, added_rows.to(dtype)])
+
+
+def merge_block(terms: Sequence[Layout], base: torch.Tensor, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+    """Some rows of the fine-tuned tensor, `(rows, in)`: what `reconstruct` gives for them, without the whole matrix.
+
+    For terms in the orientation of the checkpoint that are no values.
+    """
+    into = torch.empty(base.shape, dtype=dtype)
+    if len(terms) == 1 and terms[0].merge_rows(base, rows, into):
+        return into
+    total = terms[0].to_dense()[rows]
+    for term in terms[1:]:
+        total = total + term.to_dense()[rows]
+    return torch.add(total, base).to(dtype)

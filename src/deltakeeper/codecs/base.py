@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from deltakeeper.fidelity import Sums
 from deltakeeper.layouts.base import Layout
 
 
@@ -44,6 +45,22 @@ class Inputs:
     tokens: int
 
 
+class RowEncoder(ABC):
+    """Encodes one matrix from blocks of rows, so that neither it nor its delta is ever whole in memory."""
+
+    @abstractmethod
+    def add(self, base: torch.Tensor, tuned: torch.Tensor) -> None:
+        """Take the next rows, `(rows, in)` of base and fine-tune, float32, float16 or bfloat16."""
+
+    @abstractmethod
+    def finish(self) -> tuple[list[Layout], Sums]:
+        """The same terms as `Codec.encode` gives for the whole delta, and how near they are to it.
+
+        Raises:
+            CodecError: the delta holds NaN or infinity, or does not fit the codec.
+        """
+
+
 @dataclass(frozen=True)
 class Codec(ABC):
     """A compression method with its settings: the dataclass fields are the settings, and nothing else is state.
@@ -71,6 +88,18 @@ class Codec(ABC):
     def spread(self, survey: Mapping[str, Statistics]) -> dict[str, Codec]:
         """A codec for each tensor; the same one, unless the method treats tensors by comparison with each other."""
         return dict.fromkeys(survey, self)
+
+    def encode_rows(self, shape: tuple[int, int], *, name: str) -> RowEncoder | None:
+        """An encoder from blocks of rows, for methods that need no more than one pass; None for the others."""
+        return None
+
+    def payload_bytes(self, shape: tuple[int, int]) -> int | None:
+        """Bytes of what `encode` gives for every delta of this shape, or None where they depend on the data."""
+        return None
+
+    def expected_bytes(self, shape: tuple[int, int]) -> int | None:
+        """The best guess at `payload_bytes` from shape and settings, or None where they tell nothing."""
+        return self.payload_bytes(shape)
 
     @abstractmethod
     def encode(

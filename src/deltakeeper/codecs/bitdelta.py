@@ -5,25 +5,20 @@ Liu et al., "BitDelta: Your Fine-Tune May Only Be Worth One Bit", NeurIPS 2024, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.base import Codec, Inputs, RowEncoder, register_codec
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.matrices import checked
+from deltakeeper.codecs.planes import PlaneRows, Scale, Zero, choose_zero_rule, fit_planes, sample_step
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
-from deltakeeper.layouts.bits import byte_view, pack_rows, row_blocks, zero_words
-from deltakeeper.layouts.signs import Signs, scale_shape
-
-Floats = NDArray[np.float32]
-Scale = Literal["tensor", "row", "column"]
-
-SAMPLE_ENTRIES = 1 << 20
+from deltakeeper.layouts.bits import words_per_row
+from deltakeeper.layouts.signs import scale_shape
 
 
 @register_codec()
@@ -53,90 +48,33 @@ class BitDelta(Codec):
         check_types(self)
         check_range(self, "bits", 1, 8)
 
+    def payload_bytes(self, shape: tuple[int, int]) -> int | None:
+        """See `Codec.payload_bytes`; with the zero rule `auto` the data decide on a mask."""
+        return None if self.zero == "auto" else self.expected_bytes(shape)
+
+    def expected_bytes(self, shape: tuple[int, int]) -> int:
+        """See `Codec.expected_bytes`; without a mask where the rule is `auto`."""
+        plane = 4 * shape[0] * words_per_row(shape[1])
+        scale = 4 * math.prod(scale_shape(shape, self.scale))
+        return self.bits * (plane + scale) + (plane if self.zero == "zero" else 0)
+
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:
         """See `Codec.encode`; one `signs` term."""
-        values: Floats = checked(delta, name).numpy()
-        zero = choose_zero_rule(values, self.scale) if self.zero == "auto" else self.zero
+        values = checked(delta, name)
+        zero: Zero
+        if self.zero == "auto":
+            zero = choose_zero_rule(values[:: sample_step(*values.shape)], self.scale, bool(values.any()))
+        else:
+            zero = self.zero
         term = fit_planes(values, self.bits, self.scale, zero)
-        if not any(scale.any() for scale in term.scales) and values.any():
+        if not any(bool(scale.any()) for scale in term.scales) and bool(values.any()):
             raise CodecError(f"the scale of '{name}' underflows to zero; leave this tensor dense.")
         return [term]
 
-
-def choose_zero_rule(values: Floats, scale: Scale) -> Literal["plus", "zero"]:
-    """`zero` iff one plane with a mask has a lower error than two planes without, which take the same bytes.
-
-    Judged on every n-th row so that at most about a million entries are read twice.
-    """
-    sample = values[:: max(1, values.size // SAMPLE_ENTRIES)]
-    if sample.all():
-        return "plus"
-    if not sample.any():
-        return "zero" if values.any() else "plus"
-    masked, finer = (_error(sample, fit_planes(sample, *fit)) for fit in ((1, scale, "zero"), (2, scale, "plus")))
-    return "zero" if masked < finer else "plus"
-
-
-def _error(values: Floats, term: Signs) -> float:
-    difference = term.to_dense().numpy() - values
-    return float(np.linalg.norm(difference.astype(np.float64)))
-
-
-def fit_planes(values: Floats, planes: int, scale: Scale, zero: str) -> Signs:
-    """Sign planes of a float32 matrix `(out, in)`; one pass over it per plane, and one copy when `planes > 1`."""
-    out, columns = shape = (values.shape[0], values.shape[1])
-    nonzero = zero_words(out, columns) if zero == "zero" else None
-    counts = ScaleSums(shape, scale)
-    left_over = values.copy() if planes > 1 else values
-    packed: list[torch.Tensor] = []
-    scales: list[torch.Tensor] = []
-    for plane in range(planes):
-        words, sums = zero_words(out, columns), ScaleSums(shape, scale)
-        for rows in row_blocks(out, columns):
-            block = left_over[rows]
-            present = values[rows] != 0 if nonzero is not None else None
-            if plane:
-                step = scales[-1].numpy()[rows] if scale == "row" else scales[-1].numpy()
-                block -= np.where(_positive(block, zero), step, -step)
-                if present is not None:
-                    block *= present
-            positive = _positive(block, zero)
-            if present is not None:
-                positive &= present
-                if nonzero is not None and not plane:
-                    pack_rows(present, byte_view(nonzero)[rows])
-                    counts.add(present, rows)
-            pack_rows(positive, byte_view(words)[rows])
-            sums.add(np.abs(block), rows)
-        packed.append(words)
-        scales.append(sums.mean(None if nonzero is None else counts))
-    return Signs(shape, scale, zero, tuple(packed), tuple(scales), nonzero)
-
-
-def _positive(block: Floats, zero: str) -> NDArray[np.bool_]:
-    return block > 0 if zero == "minus" else block >= 0
-
-
-class ScaleSums:
-    """Sums per tensor, row or column of blocks of rows, in float64 so that no magnitude overflows."""
-
-    def __init__(self, shape: tuple[int, int], scale: Scale) -> None:
-        self._entries = {"tensor": shape[0] * shape[1], "row": shape[1], "column": shape[0]}[scale]
-        self._scale = scale
-        self.sums: NDArray[np.float64] = np.zeros(scale_shape(shape, scale))
-
-    def add(self, block: NDArray[np.float32] | NDArray[np.bool_], rows: slice) -> None:
-        """Add the entries of `rows`."""
-        if self._scale == "tensor":
-            self.sums += block.sum(dtype=np.float64)
-        elif self._scale == "row":
-            self.sums[rows] = block.sum(axis=1, dtype=np.float64, keepdims=True)
-        else:
-            self.sums += block.sum(axis=0, dtype=np.float64, keepdims=True)
-
-    def mean(self, counts: ScaleSums | None = None) -> torch.Tensor:
-        """Means as a float32 scale, over all entries or over `counts` of them (0 where there are none)."""
-        entries = self._entries if counts is None else np.maximum(counts.sums, 1.0)
-        return torch.from_numpy((self.sums / entries).astype(np.float32))
+    def encode_rows(self, shape: tuple[int, int], *, name: str) -> RowEncoder | None:
+        """See `Codec.encode_rows`; for one plane with a scale per tensor or row."""
+        if self.bits > 1 or self.scale == "column":
+            return None
+        return PlaneRows(shape, self.scale, None if self.zero == "auto" else self.zero, name)

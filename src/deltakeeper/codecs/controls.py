@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,15 +10,15 @@ import numpy as np
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
-from deltakeeper.codecs.bitdelta import ScaleSums
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked, peak
+from deltakeeper.codecs.planes import fit_planes
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
-from deltakeeper.layouts.bits import row_blocks
+from deltakeeper.layouts.bits import words_per_row
 from deltakeeper.layouts.dense import Dense
 from deltakeeper.layouts.philox import seeded_mask
-from deltakeeper.layouts.signs import Signs
+from deltakeeper.layouts.signs import Signs, scale_shape
 
 
 @register_codec()
@@ -40,6 +41,10 @@ class Shrink(Codec):
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "factor", 0, 16)
+
+    def payload_bytes(self, shape: tuple[int, int]) -> int:
+        """See `Codec.payload_bytes`."""
+        return 4 * math.prod(shape)
 
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
@@ -74,14 +79,15 @@ class RandomSign(Codec):
         check_types(self)
         check_range(self, "seed", 0, MAX_SEED)
 
+    def payload_bytes(self, shape: tuple[int, int]) -> int:
+        """See `Codec.payload_bytes`."""
+        return 4 * shape[0] * words_per_row(shape[1]) + 4 * math.prod(scale_shape(shape, self.scale))
+
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:
         """See `Codec.encode`; one `signs` term."""
-        values = checked(delta, name).numpy()
-        shape = (values.shape[0], values.shape[1])
-        sums = ScaleSums(shape, self.scale)
-        for rows in row_blocks(*shape):
-            sums.add(np.abs(values[rows]), rows)
-        signs = seeded_mask(shape, seed=self.seed, name=name, keep=0.5)
-        return [Signs(shape, self.scale, "plus", (signs,), (sums.mean(),))]
+        values = checked(delta, name)
+        plane = fit_planes(values, 1, self.scale, "plus")
+        signs = seeded_mask((values.shape[0], values.shape[1]), seed=self.seed, name=name, keep=0.5)
+        return [Signs(plane.shape, self.scale, "plus", (signs,), plane.scales)]

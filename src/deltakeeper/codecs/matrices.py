@@ -22,7 +22,10 @@ def checked(delta: torch.Tensor, name: str) -> torch.Tensor:
         )
     matrix = delta.detach().cpu().contiguous()
     if not math.isfinite(peak(matrix)):
-        raise CodecError(f"the delta of '{name}' holds NaN or infinity; repair or leave out this checkpoint.")
+        broken = int((~torch.isfinite(matrix)).sum())
+        raise CodecError(
+            f"the delta of '{name}' holds NaN or infinity in {broken} entries; repair or leave out this checkpoint."
+        )
     return matrix
 
 

@@ -76,6 +76,19 @@ class Layout(ABC):
     def to_dense(self) -> torch.Tensor:
         """The term as a dense tensor of `shape`, float32 (or the stored dtype where it `replaces`)."""
 
+    def merge_rows(self, base: torch.Tensor | None, rows: slice, into: torch.Tensor) -> bool:
+        """Write the rows `base + term` into a block, summed in float32 and rounded once, without a dense matrix.
+
+        Args:
+            base: `(rows, in)`, or None for zero.
+            rows: which rows of the term.
+            into: `(rows, in)`, contiguous, overwritten.
+
+        Returns:
+            False where this layout has no such pass for these dtypes, and nothing was written.
+        """
+        return False
+
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ termᵀ` in float32: `(..., in) -> (..., out)`."""
         return x.float() @ self.to_dense().float().T

@@ -20,6 +20,7 @@ from deltakeeper.layouts.bits import (
     words_per_row,
 )
 from deltakeeper.layouts.settings import SettingsReader, check_finite, check_matrix_shape
+from deltakeeper.native import KINDS, merge_signs
 
 MAX_PLANES = 16
 SCALES = ("tensor", "row", "column")
@@ -123,6 +124,8 @@ class Signs(Layout):
         """The planes summed in float32 in their stored order, so that every run gives the same bits."""
         out, columns = self.shape
         dense = torch.zeros(out, columns)
+        if self.merge_rows(None, slice(0, out), dense):
+            return dense
         total = dense.numpy()
         for words, scale in zip(self.packed, self.scales, strict=True):
             factors = scale.numpy()
@@ -135,3 +138,12 @@ class Signs(Layout):
                     plane *= unpack_rows(byte_view(self.nonzero)[rows], columns)
                 total[rows] += plane
         return dense
+
+    def merge_rows(self, base: torch.Tensor | None, rows: slice, into: torch.Tensor) -> bool:
+        """See `Layout.merge_rows`."""
+        if (base is not None and base.dtype not in KINDS) or into.dtype not in KINDS:
+            return False
+        words = [plane[rows] for plane in self.packed]
+        scales = [scale[rows] if self.scale == "row" else scale for scale in self.scales]
+        present = None if self.nonzero is None else self.nonzero[rows]
+        return merge_signs(words, scales, self.scale, present, base, into)
