@@ -233,7 +233,7 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
 
     base, tuned = write_pair("llama", tmp_path)
     compress(base, tuned, tmp_path / "delta", "dense")
-    monkeypatch.setattr("deltakeeper.apply.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("deltakeeper.model_writer.SHARD_BYTES", 30_000)
     apply_delta(base, tmp_path / "delta", tmp_path / "again")
     assert len(list((tmp_path / "again").glob("*.safetensors"))) > 2
     expected = read_all(tuned)

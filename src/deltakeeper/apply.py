@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from deltakeeper.artifact import SIDE_FILES, DeltaArtifact, open_artifact
 from deltakeeper.artifact_writer import as_bytes, publish, refuse_existing
 from deltakeeper.attach import Change
-from deltakeeper.checkpoint import INDEX, Checkpoint, opened
+from deltakeeper.checkpoint import Checkpoint, TensorInfo, opened
 from deltakeeper.errors import ArtifactError, BaseMismatchError
-from deltakeeper.fingerprint import leaf_hash, root_of
+from deltakeeper.fingerprint import begin_leaf, hash_tensor, leaf_hash
 from deltakeeper.manifest import TensorRecord
-from deltakeeper.reconstruct import dense_delta, reconstruct
+from deltakeeper.model_writer import ModelWriter, Planned, names_in_order
+from deltakeeper.reconstruct import dense_delta, merge_block, reconstruct
 from deltakeeper.safetensors_header import DTYPES
+from deltakeeper.workers import map_in_order, one_thread_each
 
-SHARD_BYTES = 5 * 10**9
+BLOCK_BYTES = 1 << 20
+"""Tensors are put together in blocks of rows of about this size, which stay in the cache of one core."""
 
 
 def check_base(base: Checkpoint, delta: DeltaArtifact, name: str, record: TensorRecord) -> torch.Tensor | None:
@@ -31,23 +33,46 @@ def check_base(base: Checkpoint, delta: DeltaArtifact, name: str, record: Tensor
         BaseMismatchError: the base lacks it, or its bytes differ.
         ArtifactError: the record states another shape than the base's tensor has.
     """
-    origin = record.base_name
-    if origin is None:
+    if record.base_name is None:
         return None
+    info = base_tensor(base, delta, record, name)
+    tensor = base.read(info.name)
+    if leaf_hash(info.name, info.st_dtype, info.shape, base.raw(info.name)) != delta.manifest.base.leaves.get(
+        info.name
+    ):
+        raise mismatch(base, delta, info.name)
+    return tensor
+
+
+def base_tensor(base: Checkpoint, delta: DeltaArtifact, record: TensorRecord, name: str) -> TensorInfo:
+    """What the header of the base says of the tensor that a record is a delta to.
+
+    Raises:
+        BaseMismatchError: the base lacks it.
+        ArtifactError: the record states another shape than the base's tensor has.
+    """
+    origin = str(record.base_name)
     if origin not in base.tensors:
         raise BaseMismatchError(
             f"{base.name_or_path} has no tensor '{origin}', so it is not the base of {delta.path}; "
             f"give {delta.manifest.base.name_or_path}."
         )
     info = base.tensors[origin]
-    if leaf_hash(origin, info.st_dtype, info.shape, base.raw(origin)) != delta.manifest.base.leaves.get(origin):
-        raise BaseMismatchError(
-            f"tensor '{origin}' of {base.name_or_path} is not the one that {delta.path} was made from; "
-            f"give the very base, {delta.manifest.base.name_or_path}."
-        )
     if info.shape != record.base_shape:
+        # A base of another size is the likelier mistake than a manifest at odds with its own hashes.
+        leaf = hash_tensor(base, origin)
+        if leaf != delta.manifest.base.leaves.get(origin):
+            raise mismatch(base, delta, origin)
         raise ArtifactError(f"{delta.path}: the base shape of tensor '{name}' is wrong; get the artifact again.")
-    return base.read(origin)
+    return info
+
+
+def mismatch(base: Checkpoint, delta: DeltaArtifact, origin: str) -> BaseMismatchError:
+    """The error for a base that is not the one a delta was made from."""
+    return BaseMismatchError(
+        f"tensor '{origin}' of {base.name_or_path} is not the one that {delta.path} was made from; "
+        f"give the very base, {delta.manifest.base.name_or_path}."
+    )
 
 
 def iterate_changes(base: Checkpoint, delta: DeltaArtifact) -> Iterator[Change]:
@@ -121,7 +146,7 @@ def apply_delta(
     """
     artifact = delta if isinstance(delta, DeltaArtifact) else open_artifact(delta)
     target = Path(out)
-    with opened(base) as origin:
+    with opened(base) as origin, one_thread_each() as threads:
         refuse_existing(target, overwrite, "model", (origin.path, artifact.path))
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -130,50 +155,79 @@ def apply_delta(
                 source = artifact.path / name if (artifact.path / name).is_file() else origin.path / name
                 if source.is_file():
                     shutil.copyfile(source, scratch / name)
-            _write_weights(origin, artifact, scratch)
+            _write_weights(origin, artifact, scratch, threads)
             publish(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
-def _write_weights(origin: Checkpoint, artifact: DeltaArtifact, folder: Path) -> None:
-    shard: dict[str, torch.Tensor] = {}
-    shards: list[list[str]] = []
-    size = 0
-    leaves = {}
-    for name, tensor in iterate_merged(origin, artifact):
-        record = artifact.record(name)
-        leaves[name] = leaf_hash(name, record.dtype, record.shape, as_bytes(tensor))
-        # An alias is written as the fine-tune had it: a model whose configuration does not tie would miss it.
-        aliases = [n for n in artifact.names if artifact.record(n).tied_to == name]
-        if shard and size + tensor.nbytes * (1 + len(aliases)) > SHARD_BYTES:
-            shards.append(_write_shard(shard, folder, len(shards)))
-            shard, size = {}, 0
-        shard[name] = tensor.contiguous()
-        shard |= {alias: tensor.clone().contiguous() for alias in aliases}
-        size += tensor.nbytes * (1 + len(aliases))
-    shards.append(_write_shard(shard, folder, len(shards)))
-    if artifact.manifest.exact and root_of(leaves) != artifact.manifest.reconstruction.root:
-        wrong = min(n for n in leaves if leaves[n] != artifact.manifest.reconstruction.leaves.get(n))
-        raise ArtifactError(f"{artifact.path}: tensor '{wrong}' does not decode to what the artifact promises.")
-    _name_shards(shards, folder)
+def _write_weights(origin: Checkpoint, artifact: DeltaArtifact, folder: Path, workers: int) -> None:
+    aliases = {n: str(artifact.record(n).tied_to) for n in artifact.names if artifact.record(n).tied_to}
+    planned = {name: _planned(artifact.record(name)) for name in names_in_order(artifact.names, aliases)}
+    stored = [name for name in artifact.names if name not in aliases]
+    with ModelWriter(folder, planned) as writer:
+
+        def write(name: str) -> str:
+            # An alias is written as the fine-tune had it: a model whose configuration does not tie would miss it.
+            copies = [name, *(alias for alias, of in aliases.items() if of == name)]
+            record = artifact.record(name)
+            leaf, at = begin_leaf(name, record.dtype, record.shape), 0
+            for data in merged_bytes(origin, artifact, name):
+                leaf.update(data)
+                for copy in copies:
+                    writer.write(copy, at, data)
+                at += len(data)
+            return leaf.hexdigest()
+
+        def cost(name: str) -> int:
+            return BLOCK_BYTES if _in_blocks(origin, artifact.record(name)) else 4 * planned[name].nbytes
+
+        found = dict(zip(stored, map_in_order(write, stored, cost=cost, workers=workers), strict=True))
+    promised = artifact.manifest.reconstruction.leaves
+    wrong = [name for name in stored if found[name] != promised.get(name)]
+    if artifact.manifest.exact and wrong:
+        raise ArtifactError(f"{artifact.path}: tensor '{wrong[0]}' does not decode to what the artifact promises.")
 
 
-def _write_shard(shard: dict[str, torch.Tensor], folder: Path, number: int) -> list[str]:
-    save_file(shard, folder / f"shard-{number}", metadata={"format": "pt"})
-    return list(shard)
+def _planned(record: TensorRecord) -> Planned:
+    return Planned(record.dtype, record.shape, math.prod(record.shape) * DTYPES[record.dtype].itemsize)
 
 
-def _name_shards(shards: list[list[str]], folder: Path) -> None:
-    if len(shards) == 1:
-        (folder / "shard-0").rename(folder / "model.safetensors")
+def _in_blocks(base: Checkpoint, record: TensorRecord) -> bool:
+    """Whether a tensor can be put together block by block: the base as it is, or planes of signs on top of it."""
+    origin = record.base_name
+    if origin is None or not base.stored(origin) or record.transposed:
+        return False
+    if not record.terms:
+        return True
+    return len(record.terms) == 1 and record.terms[0].layout == "signs" and record.terms[0].slice is None
+
+
+def merged_bytes(base: Checkpoint, delta: DeltaArtifact, name: str) -> Iterator[memoryview]:
+    """The bytes of one fine-tuned tensor as the artifact gives it back, in blocks; the base is checked on the way.
+
+    Raises:
+        BaseMismatchError: the tensor of the base is not the one the delta was made from; raised at the latest after the
+            last block, so nothing may be believed before the end.
+    """
+    record = delta.record(name)
+    dtype = DTYPES[record.dtype]
+    if not _in_blocks(base, record) or record.base_name is None:
+        origin = check_base(base, delta, name, record)
+        yield as_bytes(reconstruct(record, delta.terms(name), origin, delta.added_rows(name), dtype))
         return
-    mapping: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"shard-{number}").rename(folder / file)
-        mapping |= dict.fromkeys(names, file)
-    total = sum((folder / file).stat().st_size for file in set(mapping.values()))
-    index = {"metadata": {"total_size": total}, "weight_map": mapping}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    info = base_tensor(base, delta, record, name)
+    terms, shared = delta.terms(name), record.shape[0] - record.added_rows if record.shape else 1
+    leaf = begin_leaf(info.name, info.st_dtype, info.shape)
+    for rows, block in base.blocks(info.name, BLOCK_BYTES):
+        leaf.update(as_bytes(block))
+        kept = block[: max(0, shared - rows.start)] if record.shape else block
+        if len(record.shape) == 0 or len(kept):
+            within = slice(rows.start, rows.start + len(kept)) if record.shape else rows
+            yield as_bytes(merge_block(terms, kept, within, dtype) if terms else kept.to(dtype))
+    if leaf.hexdigest() != delta.manifest.base.leaves.get(info.name):
+        raise mismatch(base, delta, info.name)
+    added = delta.added_rows(name)
+    if added is not None:
+        yield as_bytes(added.to(dtype))

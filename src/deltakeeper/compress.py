@@ -17,10 +17,10 @@ from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.codecs import Codec, parse_codec, spell
 from deltakeeper.compression_report import CompressionReport, TensorReport, peak_memory
 from deltakeeper.delta import DeltaPair, pair
-from deltakeeper.encode import Encoded, encode_tensor, hash_tensor, working_bytes
+from deltakeeper.encode import Encoded, encode_tensor, working_bytes
 from deltakeeper.errors import CodecError
 from deltakeeper.fidelity import Sums, summarise
-from deltakeeper.fingerprint import root_of
+from deltakeeper.fingerprint import hash_tensor, root_of
 from deltakeeper.manifest import Manifest, Source, TensorRecord
 from deltakeeper.plan import Choice, Rules
 from deltakeeper.survey import survey_delta

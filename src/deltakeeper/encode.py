@@ -13,7 +13,7 @@ from deltakeeper.codecs import Codec, Inputs, RowEncoder
 from deltakeeper.delta import DeltaPair
 from deltakeeper.errors import CodecError
 from deltakeeper.fidelity import Sums, compare
-from deltakeeper.fingerprint import begin_leaf, leaf_hash
+from deltakeeper.fingerprint import begin_leaf, hash_tensor, leaf_hash
 from deltakeeper.layouts import Layout
 from deltakeeper.layouts.dense import Dense
 from deltakeeper.manifest import TensorRecord, TermRecord
@@ -133,7 +133,7 @@ def _encode_whole(models: DeltaPair, name: str, record: TensorRecord, choice: Ch
     dtype = models.tuned.tensors[name].dtype
     value = delta.tuned.to(dtype)
     target_leaf = leaf_hash(name, record.dtype, record.shape, as_bytes(value))
-    base_leaf = None if record.base_name is None else hash_tensor(models.base, record.base_name, delta.base)
+    base_leaf = None if record.base_name is None else _hash_base(models.base, record.base_name, delta.base)
     if unchanged(models, delta):
         record = replace(record, encoding="unchanged")
         return Encoded(record, [], base_leaf=base_leaf, target_leaf=target_leaf, decoded_leaf=target_leaf)
@@ -195,17 +195,9 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
     if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float32))):
         broken = int((~torch.isfinite(tensor.float())).sum())
         if broken:
-            raise CodecError(
-                f"{what} holds NaN or infinity in {broken} entries; repair or leave out this checkpoint."
-            )
+            raise CodecError(f"{what} holds NaN or infinity in {broken} entries; repair or leave out this checkpoint.")
 
 
-def hash_tensor(model: Checkpoint, name: str, tensor: torch.Tensor | None = None) -> str:
-    """Leaf of one tensor of a model, read in blocks unless it is at hand."""
+def _hash_base(model: Checkpoint, name: str, tensor: torch.Tensor | None) -> str:
     info = model.tensors[name]
-    if tensor is not None:
-        return leaf_hash(name, info.st_dtype, info.shape, as_bytes(tensor))
-    leaf = begin_leaf(name, info.st_dtype, info.shape)
-    for _, block in model.blocks(name, BLOCK_BYTES):
-        leaf.update(as_bytes(block))
-    return leaf.hexdigest()
+    return hash_tensor(model, name) if tensor is None else leaf_hash(name, info.st_dtype, info.shape, as_bytes(tensor))

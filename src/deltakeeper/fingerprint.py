@@ -7,9 +7,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
 from deltakeeper.checkpoint import Checkpoint
+from deltakeeper.delta import tied_aliases
 
 ALGORITHM = "sha256-leaves-v1"
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,15 @@ def leaf_hash(name: str, st_dtype: str, shape: Iterable[int], data: bytes | memo
     return digest.hexdigest()
 
 
+def hash_tensor(checkpoint: Checkpoint, name: str) -> str:
+    """Leaf of one tensor of a checkpoint, read in blocks."""
+    info = checkpoint.tensors[name]
+    digest = begin_leaf(name, info.st_dtype, info.shape)
+    for _, block in checkpoint.blocks(name, _BLOCK_BYTES):
+        digest.update(block.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def root_of(leaves: Mapping[str, str]) -> str:
     """Root over leaves: SHA-256 of the leaves' bytes, in the order of the names' bytes."""
     digest = hashlib.sha256()
@@ -42,13 +55,15 @@ def root_of(leaves: Mapping[str, str]) -> str:
 
 
 def fingerprint(checkpoint: Checkpoint, names: Iterable[str] | None = None, threads: int = 2) -> Fingerprint:
-    """Hash all tensors of a checkpoint (or those named); hashing releases the interpreter, so threads help."""
-    chosen = list(checkpoint.tensors if names is None else names)
+    """Hash all tensors of a checkpoint (or those named); hashing releases the interpreter, so threads help.
 
-    def leaf(name: str) -> str:
-        info = checkpoint.tensors[name]
-        return leaf_hash(name, info.st_dtype, info.shape, checkpoint.raw(name))
+    A head that only repeats the input embedding is left out: files of the same model may hold it or not.
+    """
+    if names is None:
+        aliases = tied_aliases(checkpoint)
+        names = [name for name in checkpoint.tensors if name not in aliases]
+    chosen = list(names)
 
     with ThreadPoolExecutor(threads) as pool:
-        leaves = dict(zip(chosen, pool.map(leaf, chosen), strict=True))
+        leaves = dict(zip(chosen, pool.map(lambda name: hash_tensor(checkpoint, name), chosen), strict=True))
     return Fingerprint(root_of(leaves), leaves)
