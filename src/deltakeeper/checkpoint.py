@@ -93,6 +93,12 @@ class Checkpoint:
         """Whether the file holds this tensor as it is, so that `blocks` reads no more than it gives."""
         return True
 
+    def read_ahead(self, name: str) -> None:
+        """Ask the system to have a tensor's bytes in memory soon; nothing waits for it."""
+        if name in self._entries and hasattr(os, "posix_fadvise"):
+            file, entry = self._entries[name]
+            os.posix_fadvise(self._handle(file), entry.start, entry.end - entry.start, os.POSIX_FADV_WILLNEED)
+
     def blocks(self, name: str, nbytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """A tensor in blocks of whole rows (of its first dimension), each of about `nbytes`, at least one row.
 
@@ -139,15 +145,18 @@ class Checkpoint:
         self._fill(key, memoryview(raw), 0)
         return raw
 
-    def _fill(self, key: str, view: memoryview, offset: int) -> None:
-        # Plain reads, not a memory map: mapped pages would count as memory of the process, tensor after tensor.
-        file, entry = self._entries[key]
+    def _handle(self, file: Path) -> int:
         with self._opening:
             if file not in self._handles:
                 self._handles[file] = file.open("rb")
-        done = 0
+            return self._handles[file].fileno()
+
+    def _fill(self, key: str, view: memoryview, offset: int) -> None:
+        # Plain reads, not a memory map: mapped pages would count as memory of the process, tensor after tensor.
+        file, entry = self._entries[key]
+        handle, done = self._handle(file), 0
         while done < len(view):  # one call reads at most 2 GiB; preadv has no file position, so threads may share it
-            got = os.preadv(self._handles[file].fileno(), [view[done:]], entry.start + offset + done)
+            got = os.preadv(handle, [view[done:]], entry.start + offset + done)
             if got == 0:
                 raise CheckpointError(f"{file} became shorter while it was read; get the file again.")
             done += got

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -80,7 +80,7 @@ def compress(
         count = workers or threads
         results = map_in_order(
             lambda name: encode_tensor(models, name, choices[name]),
-            choices,
+            _read_ahead(models, choices),
             cost=lambda name: working_bytes(models, name, choices[name]),
             workers=count,
         )
@@ -101,6 +101,15 @@ def compress(
         writer.write_text(REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
         writer.finish(manifest)
     return CompressionReport.load(Path(out))
+
+
+def _read_ahead(models: DeltaPair, names: Iterable[str]) -> Iterator[str]:
+    """The names, each announced to the disk when it is asked for, which is before its turn comes."""
+    for name in names:
+        models.tuned.read_ahead(name)
+        if (origin := models.base_name(name)) is not None:
+            models.base.read_ahead(origin)
+        yield name
 
 
 def plan_tensors(models: DeltaPair, rules: Rules) -> dict[str, Choice]:

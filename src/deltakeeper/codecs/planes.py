@@ -103,12 +103,14 @@ class PlaneRows(RowEncoder):
     def __init__(self, shape: tuple[int, int], scale: Literal["tensor", "row"], zero: Zero | None, name: str) -> None:
         """`zero` None means that the rule is chosen, as `choose_zero_rule` says."""
         self._shape, self._scale, self._zero, self._name = shape, scale, zero, name
-        self._found = SignRows.empty(*shape)
+        self._found: SignRows | None = None  # taken with the first rows: encoders are also made to plan
         self._done = self._broken = 0
         self._sample: list[torch.Tensor] = []
 
     def add(self, base: torch.Tensor, tuned: torch.Tensor) -> None:
         """See `RowEncoder.add`."""
+        if self._found is None:
+            self._found = SignRows.empty(*self._shape)
         rows = slice(self._done, self._done + len(tuned))
         found = pack_signs(tuned, base, minus=self._zero == "minus", into=self._found[rows])
         if not np.isfinite(found.absolute).all():
@@ -122,6 +124,8 @@ class PlaneRows(RowEncoder):
     def finish(self) -> tuple[list[Layout], Sums]:
         """See `RowEncoder.finish`."""
         found, (out, columns) = self._found, self._shape
+        if found is None or self._done != out:
+            raise ValueError(f"'{self._name}' got {self._done} of its {out} rows")
         if self._broken:
             raise CodecError(
                 f"the delta of '{self._name}' holds NaN or infinity in {self._broken} entries; "
