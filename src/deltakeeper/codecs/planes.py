@@ -167,10 +167,12 @@ def _subtract_plane(
 
 
 def _entries(values: torch.Tensor, found: SignRows, scale: Scale) -> NDArray[np.float64]:
-    if scale == "column":
-        return np.count_nonzero(values.numpy(), axis=0).astype(np.float64)[None, :]
     counts: NDArray[np.float64] = found.nonzero.astype(np.float64)[:, None]
-    return counts if scale == "row" else np.array([counts.sum()])
+    if scale == "column":
+        counts = np.count_nonzero(values.numpy(), axis=0).astype(np.float64)[None, :]
+    elif scale == "tensor":
+        counts = counts.sum(axis=0)
+    return counts
 
 
 def _exact_sum(values: NDArray[np.float64]) -> float:
