@@ -57,6 +57,16 @@ def test_each_row_keeps_its_own_share(array, keep):
         assert not chosen.any() or chosen.all() or row.abs()[~chosen].max() <= row.abs()[chosen].min()
 
 
+@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize(("keep", "kind"), [(0.02, "gaps"), (0.5, "bits")])
+def test_the_smaller_mask_is_stored(keep, kind, per):
+    delta = gaussian(200, 1024)
+    codec = Magnitude(keep=keep, per=per)
+    term = encode(codec, delta)
+    assert term.settings()["mask"] == kind
+    assert term.nbytes == pytest.approx(codec.expected_bytes((200, 1024)), rel=0.01)
+
+
 def test_of_equal_entries_the_first_are_kept():
     decoded = encode(Magnitude(keep=0.5), torch.ones(2, 4)).to_dense()
     assert decoded.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
@@ -125,7 +135,7 @@ def test_rescaling_past_float32_is_refused(codec):
         (Dare, {"q": 0.0}, "above 0"),
         (Dare, {"seed": -1}, "at least 0"),
         (Dare, {"seed": 1.0}, "whole number"),
-        (Dare, {"values": "int8"}, "one of float16"),
+        (Dare, {"values": "int2"}, "one of float16"),
     ],
 )
 def test_settings_out_of_range_are_refused(codec, settings, message):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltakeeper.errors import LayoutError
-from deltakeeper.layouts import LAYOUTS, Dense, Lowrank, SeedMask, Signs, Sparse
+from deltakeeper.layouts import LAYOUTS, Dense, GroupedInt, Lowrank, SeedMask, Signs, Sparse
 from deltakeeper.layouts.bits import count_bits, pack_bits
 from deltakeeper.layouts.signs import scale_shape
 from deltakeeper.testing import check_layout
@@ -27,8 +27,7 @@ def signs_term(out=5, columns=35, planes=2, scale="row", zero="plus"):
 
 def sparse_term(columns=35, values="float16", recipe=None):
     matrix = numbers(6, columns)
-    mask = recipe.draw((6, columns)) if recipe else pack_bits(matrix > 1)
-    return Sparse.from_matrix(matrix, mask, values, recipe=recipe)
+    return Sparse.from_matrix(matrix, recipe or pack_bits(matrix > 1), values)
 
 
 TERMS = {
@@ -40,6 +39,17 @@ TERMS = {
     **{
         f"lowrank-{dtype}": Lowrank.from_factors(numbers(7, 3), numbers(3, 11), dtype)
         for dtype in ("float16", "bfloat16", "float32")
+    },
+    **{
+        f"grouped-int-{bits}-{group}-{'symmetric' if symmetric else 'zeros'}": GroupedInt.from_matrix(
+            numbers(5, 35), bits, group, symmetric=symmetric, scale_dtype=scale
+        )
+        for bits, group, symmetric, scale in (
+            (1, 8, True, "float16"),
+            (3, 0, True, "float32"),
+            (4, 32, False, "float16"),
+            (8, 7, False, "float32"),
+        )
     },
     "sparse-bits": sparse_term(),
     "sparse-bfloat16": sparse_term(values="bfloat16"),

@@ -6,19 +6,27 @@ Deng et al., ICLR 2025, https://arxiv.org/abs/2410.09344.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
+from deltakeeper.codecs.grid import Grid
 from deltakeeper.codecs.matrices import checked
+from deltakeeper.codecs.rescale import bound_q, least_error_q
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
-from deltakeeper.layouts.sparse import SeedMask, Sparse
+from deltakeeper.layouts.codes import code_words
+from deltakeeper.layouts.masks import SeedMask, gather
+from deltakeeper.layouts.settings import FLOAT_DTYPES
+from deltakeeper.layouts.sparse import Sparse
 
 MAX_DROP = 0.9999
+INT_BITS = {"int8": 8, "int4": 4}
 
 
 @register_codec()
@@ -26,12 +34,17 @@ MAX_DROP = 0.9999
 class Dare(Codec):
     """`mask * delta / (1 - p)` with a mask that is drawn again from the seed and so costs no bytes.
 
-    The result is unbiased, but its expected squared relative error is `p / (1 - p)`.
+    The result is unbiased, but its expected squared relative error is `p / (1 - p)`; with another divisor `q` it is
+    `(1 - p)(1/q - 1)^2 + p`.
 
     Attributes:
         p: share of the entries to drop, 0 to 0.9999.
         q: divide kept entries by this instead of by `1 - p` (DAREx-q); 1 leaves them as they are.
-        values: dtype of the stored entries.
+        fit_q: find `q` for each tensor: `error` for the least expected squared error of the layer's outputs (closed
+            form), or `bound` as in the paper (option "analytic"). Both use the layer's inputs; without calibration both
+            take the least expected error of the weights, which is at `q = 1`.
+        eta: the paper's balance within `bound`, above 0.
+        values: how kept entries are stored: a float dtype, or whole numbers of 8 or 4 bits with one scale per tensor.
         seed: with the tensor's name it decides the mask.
     """
 
@@ -42,14 +55,31 @@ class Dare(Codec):
 
     p: float = 0.9
     q: float | None = None
-    values: Literal["float16", "bfloat16", "float32"] = "float16"
+    fit_q: Literal["error", "bound"] | None = None
+    eta: float = 0.45
+    values: Literal["float16", "bfloat16", "float32", "int8", "int4"] = "float16"
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "p", 0, MAX_DROP)
         check_range(self, "q", 0, 1, above=True)
+        check_range(self, "eta", 0, 1e9, above=True)
         check_range(self, "seed", 0, MAX_SEED)
+        if self.q is not None and self.fit_q is not None:
+            raise CodecError("codec 'dare' takes 'q' or 'fit_q', not both; leave one out.")
+
+    @property
+    def uses_inputs(self) -> bool:
+        """Whether `q` is to be found."""
+        return self.fit_q is not None
+
+    def expected_bytes(self, shape: tuple[int, int]) -> int:
+        """See `Codec.expected_bytes`; the draw decides how many entries are kept."""
+        kept = round((1.0 - self.p) * math.prod(shape))
+        if self.values in FLOAT_DTYPES:
+            return 4 + kept * FLOAT_DTYPES[self.values].itemsize
+        return 4 + 4 * code_words(kept, INT_BITS[self.values])
 
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
@@ -57,9 +87,25 @@ class Dare(Codec):
         """See `Codec.encode`; one `sparse` term."""
         matrix = checked(delta, name)
         recipe = SeedMask(self.seed, name, 1.0 - self.p)
-        mask = recipe.draw((matrix.shape[0], matrix.shape[1]))
-        factor = 1.0 / (1.0 - self.p if self.q is None else self.q)
+        factor = 1.0 / self._divisor(matrix, inputs)
         try:
-            return [Sparse.from_matrix(matrix, mask, self.values, factor=factor, recipe=recipe)]
+            if self.values in FLOAT_DTYPES:
+                return [Sparse.from_matrix(matrix, recipe, self.values, factor=factor)]
+            return [_rounded(matrix, recipe, INT_BITS[self.values], factor)]
         except LayoutError as error:
             raise CodecError(f"rescaling '{name}' by {factor:g} overflows float32; set 'q' to 1.") from error
+
+    def _divisor(self, matrix: torch.Tensor, inputs: Inputs | None) -> float:
+        if self.fit_q == "bound" and inputs is not None:
+            return bound_q(matrix, self.p, inputs.mean, self.eta)
+        if self.fit_q is not None:
+            return least_error_q(matrix, self.p, inputs)
+        return 1.0 - self.p if self.q is None else self.q
+
+
+def _rounded(matrix: torch.Tensor, recipe: SeedMask, bits: int, factor: float) -> Sparse:
+    """Kept entries rounded to nearest, with one scale from the largest of them."""
+    words = recipe.words((matrix.shape[0], matrix.shape[1]))
+    grid = Grid.symmetric(float(np.abs(gather(matrix.numpy(), words)).max(initial=0.0)), bits)
+    scale = torch.tensor([grid.step * factor], dtype=torch.float64).float()
+    return Sparse.from_codes(grid.codes(matrix), scale, recipe, bits=bits, zero_point=grid.zero_point)

@@ -2,18 +2,26 @@
 
 from deltakeeper.layouts.base import LAYOUTS, Layout, TensorSpec, register_layout
 from deltakeeper.layouts.dense import Dense
+from deltakeeper.layouts.grouped_int import GroupedInt
 from deltakeeper.layouts.lowrank import Lowrank
+from deltakeeper.layouts.masks import BitMask, GapMask, Mask, SeedMask, TwoFourMask, best_mask
 from deltakeeper.layouts.signs import Signs
-from deltakeeper.layouts.sparse import SeedMask, Sparse
+from deltakeeper.layouts.sparse import Sparse
 
 __all__ = [
     "LAYOUTS",
+    "BitMask",
     "Dense",
+    "GapMask",
+    "GroupedInt",
     "Layout",
     "Lowrank",
+    "Mask",
     "SeedMask",
     "Signs",
     "Sparse",
     "TensorSpec",
+    "TwoFourMask",
+    "best_mask",
     "register_layout",
 ]

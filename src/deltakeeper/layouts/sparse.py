@@ -1,26 +1,22 @@
-"""The `sparse` layout: some entries and a mask, which is either stored as bits or drawn again from a seed."""
+"""The `sparse` layout: kept entries of a matrix as floats, signs or b-bit codes, and where they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deltakeeper.errors import LayoutError
 from deltakeeper.layouts.base import Layout, Settings, TensorSpec, register_layout
-from deltakeeper.layouts.bits import (
-    byte_view,
-    count_bits,
-    padding_is_clear,
-    row_blocks,
-    unpack_rows,
-    words_per_row,
-)
+from deltakeeper.layouts.bits import count_bits
+from deltakeeper.layouts.codes import code_padding_is_clear, code_words
 from deltakeeper.layouts.gain import split_gain
-from deltakeeper.layouts.philox import seeded_mask
+from deltakeeper.layouts.masks import MASKS, BitMask, Mask, SeedMask, check_count, chosen_rows, gather
 from deltakeeper.layouts.settings import (
     FLOAT_DTYPES,
     SettingsReader,
@@ -28,156 +24,217 @@ from deltakeeper.layouts.settings import (
     check_matrix_shape,
     dtype_name,
 )
+from deltakeeper.layouts.streams import pack_stream, unpack_stream
 
-
-@dataclass(frozen=True)
-class SeedMask:
-    """A mask by its recipe: `philox.seeded_mask` draws it again.
-
-    Attributes:
-        seed: 0 to 2^64 - 1.
-        tensor: checkpoint name that goes into the key.
-        keep: probability of an entry to be kept, above 0 and at most 1.
-    """
-
-    seed: int
-    tensor: str
-    keep: float
-
-    def draw(self, shape: tuple[int, int]) -> torch.Tensor:
-        """Packed bits, int32 `(out, ceil(in/32))`."""
-        return seeded_mask(shape, seed=self.seed, name=self.tensor, keep=self.keep)
+MIN_BITS, MAX_BITS = 2, 8
+MAX_DRAWN = 1 << 29
 
 
 @register_layout()
 @dataclass(frozen=True, eq=False)
 class Sparse(Layout):
-    """`gain * values` at the set bits of a mask in row-major order, zero elsewhere.
+    """`gain * value` at the set bits of a mask in row-major order, zero elsewhere.
 
     Attributes:
-        values: `(nnz,)`, float16, bfloat16 or float32.
-        gain: float32 `(1,)`.
-        mask: packed bits, int32 `(out, ceil(in/32))`; part of the payload unless it has a recipe.
-        recipe: how to draw the mask again, or None.
+        values: floats `(nnz,)` in float16, bfloat16 or float32; or an int32 stream of `bits`-bit codes.
+        gain: float32 `(1,)`, or `(out, 1)` for one per row (codes only).
+        places: which entries are kept, as it is stored.
+        bits: None for floats; 1 for signs, whose value is +1 (bit 1) or -1; 2 to 8 for codes.
+        zero_point: the code of zero, where `bits` is 2 to 8: the value is `code - zero_point`.
+        count: number of kept entries, which a stream of codes does not tell; None for that of float `values`.
     """
 
     name: ClassVar[str] = "sparse"
-    summary: ClassVar[str] = "kept entries with a bit mask or a seed"
+    summary: ClassVar[str] = "kept entries as floats, signs or codes, with a mask as bits, gaps, two of four or a seed"
 
     values: torch.Tensor
     gain: torch.Tensor
-    mask: torch.Tensor
-    recipe: SeedMask | None = None
+    places: Mask
+    bits: int | None = None
+    zero_point: int = 0
+    count: int | None = None
 
     @classmethod
-    def from_matrix(
-        cls,
-        matrix: torch.Tensor,
-        mask: torch.Tensor,
-        values: str,
-        *,
-        factor: float = 1.0,
-        recipe: SeedMask | None = None,
-    ) -> Self:
-        """Pack `factor * matrix` at the set bits of `mask`.
+    def from_matrix(cls, matrix: torch.Tensor, mask: torch.Tensor | Mask, values: str, *, factor: float = 1.0) -> Self:
+        """Pack `factor * matrix` at the set bits of `mask`, as floats.
 
         Args:
             matrix: float32 `(out, in)`.
-            mask: packed bits of the entries to keep.
+            mask: the entries to keep, as they shall be stored; packed bits are stored as bits.
             values: dtype to store, one of float16, bfloat16, float32.
             factor: multiplies every kept entry.
-            recipe: says that `mask` is what this recipe draws, so that only the seed is stored.
 
         Raises:
             LayoutError: a scaled entry does not fit float32.
         """
-        out, columns = matrix.shape
-        dense = matrix.numpy()
-        kept = np.concatenate(
-            [
-                dense[rows][unpack_rows(byte_view(mask)[rows], columns).view(np.bool_)]
-                for rows in row_blocks(out, columns)
-            ]
-        )
+        places, words = _placed(mask, matrix)
+        kept = gather(matrix.numpy(), words)
         with np.errstate(over="ignore"):  # overflow becomes infinity, which is refused below
             kept *= np.float32(factor)
         packed = torch.from_numpy(kept)
         check_finite(cls.name, {"delta_values": packed})
         stored, gain = split_gain(packed, FLOAT_DTYPES[values])
-        return cls((out, columns), stored, torch.tensor([gain], dtype=torch.float32), mask, recipe)
+        return cls._made(matrix, stored, torch.tensor([gain], dtype=torch.float32), places, words, kept.size)
+
+    @classmethod
+    def from_signs(cls, matrix: torch.Tensor, mask: torch.Tensor | Mask, magnitude: float) -> Self:
+        """Pack `magnitude * sign(matrix)` at the set bits of `mask`; a kept zero counts as minus.
+
+        Raises:
+            LayoutError: the magnitude does not fit float32.
+        """
+        places, words = _placed(mask, matrix)
+        gain = torch.tensor([magnitude], dtype=torch.float64).float()
+        check_finite(cls.name, {"delta_gain": gain})
+        kept = gather(matrix.numpy() > 0, words)
+        return cls._made(matrix, pack_stream(kept.view(np.uint8), 1), gain, places, words, kept.size, bits=1)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        mask: torch.Tensor | Mask,
+        *,
+        bits: int,
+        zero_point: int | None = None,
+    ) -> Self:
+        """Pack `scale * codes` (or `scale * (codes - zero_point)`) at the set bits of `mask`.
+
+        Args:
+            codes: whole numbers `(out, in)`, int8, uint8 or int16; those that are not kept are not read. From
+                `-2^(bits-1)` to `2^(bits-1) - 1`, or from 0 to `2^bits - 1` where there is a `zero_point`.
+            scale: float32 `(1,)`, or `(out, 1)` for one per row.
+            mask: the entries to keep, as they shall be stored; packed bits are stored as bits.
+            bits: 2 to 8.
+            zero_point: the code that means zero, 0 to `2^bits - 1`; None for symmetric codes.
+
+        Raises:
+            LayoutError: a kept code does not fit `bits`, or a scale is not finite.
+        """
+        places, words = _placed(mask, codes)
+        kept = gather(codes.numpy(), words).astype(np.int16)
+        offset = 2 ** (bits - 1) if zero_point is None else 0
+        kept += np.int16(offset)
+        if kept.size and not 0 <= kept.min() <= kept.max() < 2**bits:
+            raise LayoutError(f"a code of layout 'sparse' does not fit {bits} bits; clamp the codes first.")
+        gain = scale.float().contiguous()
+        check_finite(cls.name, {"delta_gain": gain})
+        stream = pack_stream(kept.astype(np.uint8), bits)
+        zero = offset if zero_point is None else zero_point
+        return cls._made(codes, stream, gain, places, words, kept.size, bits=bits, zero_point=zero)
+
+    @classmethod
+    def _made(
+        cls,
+        matrix: torch.Tensor,
+        values: torch.Tensor,
+        gain: torch.Tensor,
+        places: Mask,
+        words: torch.Tensor,
+        count: int,
+        *,
+        bits: int | None = None,
+        zero_point: int = 0,
+    ) -> Self:
+        term = cls((matrix.shape[0], matrix.shape[1]), values, gain, places, bits, zero_point, count)
+        term.__dict__["mask"] = words  # what `mask` would work out again
+        return term
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """Packed bits of the kept entries, int32 `(out, ceil(in/32))`, whatever kind is stored."""
+        return self.places.words((self.shape[0], self.shape[1]))
 
     @property
     def nnz(self) -> int:
         """Number of kept entries."""
-        return self.values.numel()
+        return self.values.numel() if self.count is None else self.count
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`delta_values`, `delta_gain`, and `delta_bitmask` where the mask has no recipe."""
-        payload = {"delta_values": self.values, "delta_gain": self.gain}
-        return payload if self.recipe else payload | {"delta_bitmask": self.mask}
+        """`delta_values` (floats) or `delta_packed` (signs, codes), `delta_gain`, and the mask's own."""
+        values = "delta_values" if self.bits is None else "delta_packed"
+        return {values: self.values, "delta_gain": self.gain} | self.places.tensors()
 
     def settings(self) -> Settings:
-        """`values` (dtype), `nnz`, `mask` (`bits` or `seed`), and of a seeded mask `seed`, `tensor`, `keep`."""
-        found: Settings = {"values": dtype_name(self.values.dtype), "nnz": self.nnz, "mask": "bits"}
-        if self.recipe is not None:
-            found |= {
-                "mask": "seed",
-                "seed": self.recipe.seed,
-                "tensor": self.recipe.tensor,
-                "keep": self.recipe.keep,
-            }
-        return found
+        """`values`, `nnz`, `mask` (kind) with the mask's own; of codes also `bits`, `zero_point` and `scale`."""
+        found: Settings = {"values": "sign", "nnz": self.nnz, "mask": self.places.kind}
+        if self.bits is None:
+            found["values"] = dtype_name(self.values.dtype)
+        elif self.bits > 1:
+            scale = "tensor" if self.gain.dim() == 1 else "row"
+            found |= {"values": "int", "bits": self.bits, "zero_point": self.zero_point, "scale": scale}
+        return found | self.places.settings()
 
     @classmethod
     def expect(cls, shape: tuple[int, ...], settings: Mapping[str, Any]) -> dict[str, TensorSpec]:
         """See `Layout.expect`."""
         out, columns = check_matrix_shape(cls.name, shape)
         read = SettingsReader(cls.name, settings)
-        dtype = FLOAT_DTYPES[read.choice("values", tuple(FLOAT_DTYPES))]
-        payload = {
-            "delta_values": TensorSpec(dtype, (read.integer("nnz", 0, out * columns),)),
-            "delta_gain": TensorSpec(torch.float32, (1,)),
-        }
-        if _recipe(read):
-            return payload
-        return payload | {"delta_bitmask": TensorSpec(torch.int32, (out, words_per_row(columns)))}
+        kind = read.choice("values", (*FLOAT_DTYPES, "sign", "int"))
+        nnz = read.integer("nnz", 0, out * columns)
+        gain: tuple[int, ...] = (1,)
+        if kind == "int":
+            bits = read.integer("bits", MIN_BITS, MAX_BITS)
+            read.integer("zero_point", 0, 2**bits - 1)
+            gain = (out, 1) if read.choice("scale", ("tensor", "row")) == "row" else gain
+            payload = {"delta_packed": TensorSpec(torch.int32, (code_words(nnz, bits),))}
+        elif kind == "sign":
+            payload = {"delta_packed": TensorSpec(torch.int32, (code_words(nnz, 1),))}
+        else:
+            payload = {"delta_values": TensorSpec(FLOAT_DTYPES[kind], (nnz,))}
+        payload["delta_gain"] = TensorSpec(torch.float32, gain)
+        return payload | MASKS[read.choice("mask", tuple(MASKS))].expect((out, columns), nnz, settings)
 
     @classmethod
     def from_tensors(
         cls, shape: tuple[int, ...], settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> Self:
-        """See `Layout.from_tensors`; a seeded mask is drawn here, once."""
+        """See `Layout.from_tensors`; a seeded mask is drawn here, once, and the others only when they are used."""
         cls.check_payload(shape, settings, tensors)
         check_finite(cls.name, tensors)
         out, columns = shape
-        recipe = _recipe(SettingsReader(cls.name, settings))
-        mask = recipe.draw((out, columns)) if recipe else tensors["delta_bitmask"]
-        if not padding_is_clear(mask, columns):
-            raise LayoutError(
-                "payload 'delta_bitmask' of layout 'sparse' has padding bits set; the artifact is damaged."
-            )
-        if (kept := count_bits(mask)) != settings["nnz"]:
-            raise LayoutError(
-                f"layout 'sparse' states {settings['nnz']} kept entries but its mask has {kept}; "
-                "the artifact is damaged."
-            )
-        return cls((out, columns), tensors["delta_values"], tensors["delta_gain"], mask, recipe)
+        nnz: int = settings["nnz"]
+        places = MASKS[settings["mask"]].from_tensors(settings, tensors)
+        places.check((out, columns), nnz)
+        gain = tensors["delta_gain"]
+        if settings["values"] in FLOAT_DTYPES:
+            term = cls((out, columns), tensors["delta_values"], gain, places, count=nnz)
+        else:
+            bits, zero_point = (settings["bits"], settings["zero_point"]) if settings["values"] == "int" else (1, 0)
+            stream = tensors["delta_packed"]
+            if nnz and not code_padding_is_clear(stream[None], bits, nnz):
+                raise LayoutError(
+                    "payload 'delta_packed' of layout 'sparse' has padding bits set; the artifact is damaged."
+                )
+            term = cls((out, columns), stream, gain, places, bits, zero_point, nnz)
+        if isinstance(places, SeedMask):
+            at_once = out * columns <= MAX_DRAWN  # the mask is kept for use; a larger one might be an attack on memory
+            check_count(nnz, count_bits(term.mask) if at_once else places.count((out, columns)))
+        return term
 
     def to_dense(self) -> torch.Tensor:
         """Zeros with the kept entries put in place, float32."""
-        out, columns = self.shape
-        dense = torch.zeros(out, columns)
-        array, kept = dense.numpy(), (self.values.float() * self.gain).numpy()
+        dense = torch.zeros(self.shape[0], self.shape[1])
+        array, gain = dense.numpy(), self.gain.numpy()
         start = 0
-        for rows in row_blocks(out, columns):
-            chosen = unpack_rows(byte_view(self.mask)[rows], columns).view(np.bool_)
-            stop = start + int(np.count_nonzero(chosen))
-            array[rows][chosen] = kept[start:stop]
+        for rows, chosen in chosen_rows(self.mask, self.shape[1]):
+            each = np.count_nonzero(chosen, axis=1)
+            stop = start + int(each.sum())
+            factor = gain if self.gain.dim() == 1 else np.repeat(gain[rows, 0], each)
+            with np.errstate(over="ignore"):  # a hostile gain gives infinity, as every other product of float32 does
+                array[rows][chosen] = self._read(start, stop) * factor
             start = stop
         return dense
 
+    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Kept entries `start .. stop - 1` before their gain, float32."""
+        if self.bits is None:
+            return self.values[start:stop].float().numpy()
+        codes = unpack_stream(self.values, self.bits, start, stop).astype(np.float32)
+        return codes * np.float32(2) - np.float32(1) if self.bits == 1 else codes - np.float32(self.zero_point)
 
-def _recipe(read: SettingsReader) -> SeedMask | None:
-    if read.choice("mask", ("bits", "seed")) == "bits":
-        return None
-    return SeedMask(read.integer("seed", 0, 2**64 - 1), read.text("tensor"), read.fraction("keep"))
+
+def _placed(mask: torch.Tensor | Mask, matrix: torch.Tensor) -> tuple[Mask, torch.Tensor]:
+    places = BitMask(mask) if isinstance(mask, torch.Tensor) else mask
+    return places, places.words((matrix.shape[0], matrix.shape[1]))
