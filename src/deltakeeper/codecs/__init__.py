@@ -9,6 +9,7 @@ from deltakeeper.codecs.delta_come import DeltaCome
 from deltakeeper.codecs.deltazip import DeltaZip
 from deltakeeper.codecs.dense import DenseCodec
 from deltakeeper.codecs.dqrelo import DQRelo
+from deltakeeper.codecs.impart import ImPart
 from deltakeeper.codecs.magnitude import Magnitude
 from deltakeeper.codecs.rtn import Rtn
 from deltakeeper.codecs.spelling import parse_codec, spell
@@ -23,9 +24,10 @@ __all__ = [
     "ComPeft",
     "DQRelo",
     "Dare",
-    "DeltaZip",
     "DeltaCome",
+    "DeltaZip",
     "DenseCodec",
+    "ImPart",
     "Inputs",
     "Magnitude",
     "RandomSign",

@@ -18,6 +18,7 @@ from deltakeeper.codecs.matrices import checked, peak
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
 from deltakeeper.layouts.lowrank import Lowrank
+from deltakeeper.layouts.settings import FLOAT_DTYPES
 
 Triplet = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -60,6 +61,12 @@ class Svd(Codec):
         check_range(self, "niter", 0, 64)
         check_range(self, "seed", 0, MAX_SEED)
 
+    def payload_bytes(self, shape: tuple[int, int]) -> int | None:
+        """See `Codec.payload_bytes`; a share of the energy leaves the rank to the data."""
+        if self.rank is None:
+            return None
+        return 4 + min(self.rank, *shape) * sum(shape) * FLOAT_DTYPES[self.factors].itemsize
+
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:
@@ -85,22 +92,11 @@ class Svd(Codec):
         smaller = min(matrix.shape)
         width = (self.rank or 16) + self.oversample
         while self.method == "randomised" and 2 * width < smaller:
-            found = self._randomised(matrix, width, name)
+            found = randomised_svd(matrix, width, name=name, seed=self.seed, niter=self.niter)
             if self.rank or self._kept(matrix, found[1]) >= (self.energy or 0.0):
                 return found
             width *= 2
-        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-        return u, s, vt
-
-    def _randomised(self, matrix: torch.Tensor, width: int, name: str) -> Triplet:
-        digest = hashlib.sha256(self.seed.to_bytes(8, "little") + name.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator)).Q
-        for _ in range(self.niter):
-            basis = torch.linalg.qr(matrix.T @ basis).Q
-            basis = torch.linalg.qr(matrix @ basis).Q
-        u, s, vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-        return basis @ u, s, vt
+        return exact_svd(matrix)
 
     @staticmethod
     def _kept(matrix: torch.Tensor, values: torch.Tensor) -> float:
@@ -110,3 +106,31 @@ class Svd(Codec):
         total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
         enough = values.double().square().cumsum(0) >= (self.energy or 0.0) * total
         return int(enough.int().argmax()) + 1 if bool(enough.any()) else values.numel()
+
+
+def exact_svd(matrix: torch.Tensor) -> Triplet:
+    """`U (out, k)`, singular values `(k,)` falling, `Vᵀ (k, in)`, with `k` the smaller side."""
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return u, s, vt
+
+
+def randomised_svd(matrix: torch.Tensor, width: int, *, name: str, seed: int = 0, niter: int = 4) -> Triplet:
+    """About the `width` largest singular values and their vectors, as `exact_svd` gives them.
+
+    Args:
+        matrix: float32 `(out, in)`, entries of about 1.
+        width: how many, at most the smaller side; the last few are inexact, so ask for some more than are used.
+        name: name of the tensor, which with `seed` decides the random directions.
+        seed: see `name`.
+        niter: power iterations.
+    """
+    digest = hashlib.sha256(seed.to_bytes(8, "little") + name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator)).Q
+    for _ in range(niter):
+        basis = torch.linalg.qr(matrix.T @ basis).Q
+        basis = torch.linalg.qr(matrix @ basis).Q
+    # The thin matrix is reduced to a square one before its own decomposition, which is the slower step.
+    q, r = torch.linalg.qr(matrix.T @ basis)
+    u, s, vt = torch.linalg.svd(r.T)
+    return basis @ u, s, vt @ q.T

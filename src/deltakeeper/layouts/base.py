@@ -39,6 +39,11 @@ class Layout(ABC):
     shape: tuple[int, ...]
 
     @property
+    def exact(self) -> bool:
+        """Whether every machine decodes it to the same bytes; the order of summation of matrix products differs."""
+        return True
+
+    @property
     def replaces(self) -> bool:
         """Whether `to_dense` gives the fine-tuned value itself instead of an addend (only `dense` may)."""
         return False
@@ -88,6 +93,26 @@ class Layout(ABC):
             False where this layout has no such pass for these dtypes, and nothing was written.
         """
         return False
+
+    def continuous(self) -> dict[str, torch.Tensor]:
+        """Values that may be trained, float32, by suffix: scales, factors, kept entries. None of them by default."""
+        return {}
+
+    def dense_from(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """`to_dense` with other values in the place of `continuous`, float32, and differentiable in them.
+
+        Raises:
+            LayoutError: the layout has no continuous values.
+        """
+        raise LayoutError(f"layout '{self.name}' has nothing that can be trained.")
+
+    def replace_continuous(self, values: Mapping[str, torch.Tensor]) -> Self:
+        """The same term with other values, rounded to the dtypes that it stores.
+
+        Raises:
+            LayoutError: the layout has no continuous values, or one does not fit its dtype.
+        """
+        raise LayoutError(f"layout '{self.name}' has nothing that can be trained.")
 
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ termᵀ` in float32: `(..., in) -> (..., out)`."""

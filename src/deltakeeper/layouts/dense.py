@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -68,3 +68,17 @@ class Dense(Layout):
     def to_dense(self) -> torch.Tensor:
         """A copy: float32 of a delta, the stored dtype of a value."""
         return self.stored.to(self.stored.dtype if self.replaces else torch.float32, copy=True)
+
+    def continuous(self) -> dict[str, torch.Tensor]:
+        """Every entry, `delta`, where they are floating-point numbers."""
+        return {"delta": self.stored.float()} if self.stored.is_floating_point() else {}
+
+    def dense_from(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Layout.dense_from`."""
+        return values["delta"]
+
+    def replace_continuous(self, values: Mapping[str, torch.Tensor]) -> Self:
+        """See `Layout.replace_continuous`."""
+        stored = values["delta"].detach().to(self.stored.dtype).contiguous()
+        check_finite(self.name, {"delta": stored})
+        return replace(self, stored=stored)

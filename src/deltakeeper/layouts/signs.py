@@ -16,6 +16,7 @@ from deltakeeper.layouts.bits import (
     is_subset,
     padding_is_clear,
     row_blocks,
+    unpack_bits,
     unpack_rows,
     words_per_row,
 )
@@ -147,3 +148,23 @@ class Signs(Layout):
         scales = [scale[rows] if self.scale == "row" else scale for scale in self.scales]
         present = None if self.nonzero is None else self.nonzero[rows]
         return merge_signs(words, scales, self.scale, present, base, into)
+
+    def continuous(self) -> dict[str, torch.Tensor]:
+        """The scales, `delta_scale.k`."""
+        return {f"delta_scale.{k}": scale for k, scale in enumerate(self.scales)}
+
+    def dense_from(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Layout.dense_from`."""
+        columns = self.shape[1]
+        present = None if self.nonzero is None else unpack_bits(self.nonzero, columns).float()
+        total = torch.zeros(self.shape)
+        for k, words in enumerate(self.packed):
+            signs = unpack_bits(words, columns).float().mul_(2).sub_(1)
+            total = total + (signs if present is None else signs.mul_(present)) * values[f"delta_scale.{k}"]
+        return total
+
+    def replace_continuous(self, values: Mapping[str, torch.Tensor]) -> Self:
+        """See `Layout.replace_continuous`."""
+        scales = {suffix: values[suffix].detach().float().contiguous() for suffix in self.continuous()}
+        check_finite(self.name, scales)
+        return replace(self, scales=tuple(scales.values()))

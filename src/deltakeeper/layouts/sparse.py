@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deltakeeper.errors import LayoutError
 from deltakeeper.layouts.base import Layout, Settings, TensorSpec, register_layout
-from deltakeeper.layouts.bits import count_bits
+from deltakeeper.layouts.bits import count_bits, unpack_bits
 from deltakeeper.layouts.codes import code_padding_is_clear, code_words
 from deltakeeper.layouts.gain import split_gain
 from deltakeeper.layouts.masks import MASKS, BitMask, Mask, SeedMask, check_count, chosen_rows, gather
@@ -226,6 +226,31 @@ class Sparse(Layout):
                 array[rows][chosen] = self._read(start, stop) * factor
             start = stop
         return dense
+
+    def continuous(self) -> dict[str, torch.Tensor]:
+        """The kept entries before their gain, `delta_values`; of signs and codes the gain, `delta_gain`."""
+        return {"delta_values": self.values.float()} if self.bits is None else {"delta_gain": self.gain}
+
+    def dense_from(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Layout.dense_from`."""
+        chosen = unpack_bits(self.mask, self.shape[1])
+        if self.bits is None:
+            kept = values["delta_values"] * self.gain
+            return torch.zeros(self.shape).masked_scatter(chosen, kept)
+        codes = torch.from_numpy(self._read(0, self.nnz))
+        return torch.zeros(self.shape).masked_scatter(chosen, codes) * values["delta_gain"]
+
+    def replace_continuous(self, values: Mapping[str, torch.Tensor]) -> Self:
+        """See `Layout.replace_continuous`."""
+        if self.bits is None:
+            found = values["delta_values"].detach().to(self.values.dtype)
+            term = replace(self, values=found)
+        else:
+            found = values["delta_gain"].detach().float().contiguous()
+            term = replace(self, gain=found)
+        check_finite(self.name, {"values": found})
+        term.__dict__["mask"] = self.mask
+        return term
 
     def _read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Kept entries `start .. stop - 1` before their gain, float32."""

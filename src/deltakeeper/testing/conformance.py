@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from deltakeeper.codecs import Codec, parse_codec, spell
+from deltakeeper.codecs import Codec, Inputs, parse_codec, spell
 from deltakeeper.errors import LayoutError
 from deltakeeper.layouts import LAYOUTS, Layout, TensorSpec
 
 SHAPES = ((1, 1), (1, 70), (70, 1), (3, 35), (35, 33), (64, 64))
 STDS = (1e-8, 1e-6, 1e-4, 1e-2, 1e30)
 NAME = "model.layers.0.self_attn.q_proj.weight"
+_INPUT_SLACK = 0.05  # a method that goes column by column is greedy
 _SLACK = 0.02  # of the relative error: a randomised method may lose this much between steps of a ladder
 
 
@@ -32,6 +33,7 @@ def check_codec(
     ladder: Sequence[Codec] = (),
     shapes: Sequence[tuple[int, int]] = SHAPES,
     seed_matters: bool | None = None,
+    inputs_help: bool = True,
 ) -> None:
     """Check that a codec keeps the contract of `Codec`.
 
@@ -40,6 +42,7 @@ def check_codec(
         ladder: codecs in order of growing byte budget; sizes must not fall and errors must not rise along them.
         shapes: matrices that must work.
         seed_matters: whether another seed must give other bytes; by default iff the codec has a `seed`.
+        inputs_help: whether a codec that uses the inputs of a layer must not do worse on them than without them.
 
     Raises:
         AssertionError: with a sentence that says what is broken.
@@ -49,6 +52,8 @@ def check_codec(
     _check_random_numbers(codec)
     _check_scales(codec)
     _check_seed(codec, seed_matters)
+    if codec.uses_inputs:
+        _check_inputs(codec, inputs_help)
     _check_ladder(ladder)
     _require(parse_codec(spell(codec)) == codec, codec, "does not survive its own spelling")
 
@@ -85,7 +90,23 @@ def check_layout(term: Layout) -> None:
     _require(_same_bits(term.to_dense(), kept), term, "hands out its own memory as the dense form")
     _require(_bytes([term]) == _bytes([again]), term, "is changed by becoming dense")
     _check_product(term, kept)
+    _check_continuous(term, kept)
     _check_refusals(term)
+
+
+def _check_continuous(term: Layout, dense: torch.Tensor) -> None:
+    """What may be trained decodes as it is stored, takes gradients, and can be packed again."""
+    values = {suffix: value.float().clone().requires_grad_() for suffix, value in term.continuous().items()}
+    if not values or not dense.numel():
+        return
+    trained = term.dense_from(values)
+    near = torch.allclose(trained.detach(), dense.float(), rtol=1e-5, atol=float(dense.float().abs().max()) * 1e-5)
+    _require(near, term, "decodes its continuous values to something else than it stores")
+    torch.autograd.backward(trained.sum())
+    found = all(value.grad is not None and value.grad.shape == value.shape for value in values.values())
+    _require(found, term, "gives no gradient to its continuous values")
+    again = term.replace_continuous({suffix: value.detach() for suffix, value in values.items()})
+    _require(_same_bits(again.to_dense(), dense), term, "changes when its own continuous values are put back")
 
 
 def _check_one_shape(codec: Codec, shape: tuple[int, int]) -> None:
@@ -150,6 +171,31 @@ def _check_seed(codec: Codec, seed_matters: bool | None) -> None:
     _require(_bytes(codec.encode(delta, name="b")) != found, codec, "gives the same bytes for another tensor name")
 
 
+def _check_inputs(codec: Codec, must_help: bool) -> None:
+    delta = gaussian((48, 64), 1e-3)
+    for tokens, what in ((512, "strongly correlated"), (3, "few"), (0, "all-zero")):
+        x = gaussian((tokens, 64), 1.0, 3) * torch.linspace(2, 0.02, 64) @ gaussian((64, 64), 1.0, 4)
+        gram = x.T @ x / max(1, tokens)
+        inputs = Inputs(gram.clone(), x.sum(0) / max(1, tokens), tokens)
+        terms = codec.encode(delta, name=NAME, inputs=inputs)
+        again = codec.encode(delta, name=NAME, inputs=inputs)
+        _require(_same_bits(inputs.gram, gram), codec, f"modifies the gram of {what} inputs")
+        found = _decode(terms, (48, 64))
+        _require(bool(torch.isfinite(found).all()), codec, f"decodes to NaN or infinity on {what} inputs")
+        _require(_bytes(again) == _bytes(terms), codec, f"is not deterministic on {what} inputs")
+        for term in terms:
+            check_layout(term)
+        nothing = codec.encode(torch.zeros(48, 64), name=NAME, inputs=inputs)
+        _require(not _decode(nothing, (48, 64)).any(), codec, f"does not keep an all-zero delta on {what} inputs")
+        free = _decode(codec.encode(delta, name=NAME), (48, 64))
+        error, usual = (float((x @ (term - delta).T).norm()) for term in (found, free))
+        _require(
+            not must_help or error <= (1 + _INPUT_SLACK) * usual,
+            codec,
+            f"makes an error of {error:.3g} in the outputs on {what} inputs but {usual:.3g} without knowing them",
+        )
+
+
 def _check_scales(codec: Codec) -> None:
     unit = gaussian((64, 48), 1.0)
     usual = relative_error(codec, unit * 1e-3)
@@ -187,15 +233,8 @@ def _check_product(term: Layout, dense: torch.Tensor) -> None:
 
 def _check_refusals(term: Layout) -> None:
     cls, tensors, settings = type(term), term.tensors(), term.settings()
-    for key, value in settings.items():
-        wrong: list[Any] = [None, [], {}]
-        wrong += [7] if isinstance(value, str) else ["1", "false", "nan"]
-        wrong += [] if isinstance(value, bool) else [True]
-        wrong += [-1, 2**70, 0.5] if type(value) is int else []
-        wrong += [float("nan"), float("inf")] if isinstance(value, float) else []
-        without = {name: kept for name, kept in settings.items() if name != key}
-        for bad in [without, *({**settings, key: one} for one in wrong)]:
-            _refuses(term, f"setting '{key}' as in {bad}", lambda bad=bad: cls.expect(term.shape, bad))
+    for what, bad in _wrong_settings(settings):
+        _refuses(term, what, lambda bad=bad: cls.expect(term.shape, bad))
     for shape in ((2**62, 2**62), (-1, 3), (True, 3)):
         _refuses(term, f"shape {shape}", lambda shape=shape: cls.expect(shape, settings))
     damaged = {f"no '{suffix}'": {k: v for k, v in tensors.items() if k != suffix} for suffix in tensors}
@@ -207,6 +246,20 @@ def _check_refusals(term: Layout) -> None:
             damaged[f"NaN in '{suffix}'"] = {**tensors, suffix: torch.full_like(tensor, float("nan"))}
     for what, payload in damaged.items():
         _refuses(term, what, lambda payload=payload: cls.from_tensors(term.shape, settings, payload))
+
+
+def _wrong_settings(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Settings with one fault each, and what it is; settings inside settings take their turn too."""
+    for key, value in settings.items():
+        wrong: list[Any] = [None, [], {}]
+        wrong += [7] if isinstance(value, str) else ["1", "false", "nan"]
+        wrong += [] if isinstance(value, bool) else [True]
+        wrong += [-1, 2**70, 0.5] if type(value) is int else []
+        wrong += [float("nan"), float("inf")] if isinstance(value, float) else []
+        wrong += [bad for _, bad in _wrong_settings(value)] if isinstance(value, dict) else []
+        without = {name: kept for name, kept in settings.items() if name != key}
+        for bad in [without, *({**settings, key: one} for one in wrong)]:
+            yield f"setting '{key}' as in {bad}", bad
 
 
 def gaussian(shape: tuple[int, ...], std: float, seed: int = 0) -> torch.Tensor:
