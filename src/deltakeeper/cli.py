@@ -12,6 +12,10 @@ from deltakeeper.commands.apply import apply
 from deltakeeper.commands.codecs import codecs
 from deltakeeper.commands.compress import compress
 from deltakeeper.commands.demo import demo
+from deltakeeper.commands.export_lora import export_lora
+from deltakeeper.commands.heal import heal
+from deltakeeper.commands.hub import pull, push
+from deltakeeper.commands.import_delta import import_delta
 from deltakeeper.commands.inspect import inspect
 from deltakeeper.commands.verify import verify
 from deltakeeper.errors import DeltakeeperError
@@ -26,8 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (compress, inspect, verify, apply, codecs, demo):
+for verb in (compress, inspect, verify, apply, heal, codecs, demo, push, pull, export_lora):
     app.command()(verb)
+app.command("import")(import_delta)  # a word that Python keeps for itself
 
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -96,33 +96,54 @@ class LoraCheckpoint(Checkpoint):
         alpha = _by_pattern(self._settings.get("alpha_pattern"), module, self._settings.get("lora_alpha", 8))
         return float(alpha) / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
 
-    def read(self, name: str) -> torch.Tensor:
-        """The fine-tuned tensor: float32 where the adapter acts, the stored or base tensor elsewhere."""
-        if name in self._replaced:
-            return self._tensor(self._replaced[name])
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The factors of one tensor as stored, `(out, rank)` and `(rank, in)`, or None where the adapter has none.
+
+        `scaling` times their product is the delta, after a transposition where `transposed` says so.
+
+        Raises:
+            CheckpointError: they have not the rank that the settings say, or another shape than the base's tensor.
+        """
         if name not in self._factors:
-            return self.base.read(name)
-        first, second = (self._tensor(key).float() for key in self._factors[name])
+            return None
+        first, second = (self._tensor(key) for key in self._factors[name])
         rank = _by_pattern(self._settings.get("rank_pattern"), name.removesuffix(".weight"), self._settings.get("r", 8))
         if first.ndim != 2 or second.ndim != 2 or not first.shape[0] == second.shape[1] == rank:
             raise CheckpointError(
                 f"{self.path}: the factors of '{name}' are {tuple(first.shape)} and {tuple(second.shape)}, not of the "
                 f"rank {rank} that its settings say; get the adapter again."
             )
-        product = (
-            first.T @ second.T
-            if first.shape[0] == second.shape[1] and "embedding" in self._factors[name][0]
-            else second @ first
-        )
-        if self._settings.get("fan_in_fan_out") and "embedding" not in self._factors[name][0]:
-            product = product.T
-        weight = self.base.read(name)
-        if product.shape != weight.shape:
+        left, right = (first.T, second.T) if self._embeds(name) else (second, first)
+        shape = (left.shape[0], right.shape[1])[:: -1 if self.transposed(name) else 1]
+        if shape != self.base.tensors[name].shape:
             raise CheckpointError(
-                f"{self.path}: the factors of '{name}' give {tuple(product.shape)}, but the base has "
-                f"{tuple(weight.shape)}; give the base that the adapter was trained on."
+                f"{self.path}: the factors of '{name}' give {shape}, but the base has "
+                f"{self.base.tensors[name].shape}; give the base that the adapter was trained on."
             )
-        return weight.float() + self.scaling(name) * product
+        return left, right
+
+    def replaced(self, name: str) -> torch.Tensor | None:
+        """The tensor that the adapter holds whole in the place of the base's, in its own dtype, or None."""
+        return self._tensor(self._replaced[name]) if name in self._replaced else None
+
+    def transposed(self, name: str) -> bool:
+        """Whether the product of the factors is the delta's transpose, as with Conv1D."""
+        return bool(self._settings.get("fan_in_fan_out")) and not self._embeds(name)
+
+    def _embeds(self, name: str) -> bool:
+        return name in self._factors and self._factors[name][0].endswith("lora_embedding_A")
+
+    def read(self, name: str) -> torch.Tensor:
+        """The fine-tuned tensor: float32 where the adapter acts, the stored or base tensor elsewhere."""
+        if name in self._replaced:
+            return self._tensor(self._replaced[name])
+        found = self.factors(name)
+        if found is None:
+            return self.base.read(name)
+        product = found[0].float() @ found[1].float()
+        if self.transposed(name):
+            product = product.T
+        return self.base.read(name).float() + self.scaling(name) * product
 
     def stored(self, name: str) -> bool:
         """False: tensors are put together from the base and the adapter."""

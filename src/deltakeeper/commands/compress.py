@@ -13,10 +13,26 @@ from deltakeeper.commands.output import bar, console, in_bytes, print_json
 def compress(
     base: Annotated[str, typer.Argument(help="Base model: a folder, or a hub name org/model[@revision].")],
     tuned: Annotated[str, typer.Argument(help="Its fine-tune: a folder, a LoRA adapter folder, or a hub name.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Artifact folder to write.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Artifact folder to write.")] = None,
     codec: Annotated[
         str, typer.Option(help="Codec and settings, `name:field=value,…`; join two with `+`. See `codecs`.")
     ] = "bitdelta",
+    embeddings: Annotated[
+        str, typer.Option(help="Input embeddings and heads: `codec`, `dense`, `base`, or a codec of their own.")
+    ] = "codec",
+    norms: Annotated[str, typer.Option(help="Norms, biases and other vectors: `dense` or `base`.")] = "dense",
+    target_size: Annotated[
+        str | None, typer.Option(help="Most bytes of the artifact, such as 400MB; settings are chosen by tensor.")
+    ] = None,
+    target_ratio: Annotated[
+        str | None, typer.Option(help="The same as a ratio: 16 means a sixteenth of the fine-tune.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Calibration text (.txt or .jsonl), for codecs and budgets that weigh errors.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its sizes, and write nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -24,10 +40,38 @@ def compress(
 
     Example: deltakeeper compress ./base ./tuned -o ./delta --codec bitdelta:bits=2
     """
+    from deltakeeper.commands.plan_table import print_forecast, show_plan
     from deltakeeper.compress import compress as run
 
+    if dry_run:
+        show_plan(
+            base,
+            tuned,
+            codec,
+            embeddings=embeddings,
+            norms=norms,
+            target_size=target_size,
+            target_ratio=target_ratio,
+            as_json=as_json,
+        )
+        return
+    if out is None:
+        raise typer.BadParameter("give the artifact folder to write, or --dry-run to see the plan.", param_hint="--out")
     with bar("Compress", quiet=as_json) as progress:
-        report = run(base, tuned, out, codec, overwrite=overwrite, progress=progress)
+        report = run(
+            base,
+            tuned,
+            out,
+            codec,
+            embeddings=embeddings,
+            norms=norms,
+            target_size=target_size,
+            target_ratio=target_ratio,
+            text=text,
+            overwrite=overwrite,
+            on_plan=None if as_json else print_forecast,
+            progress=progress,
+        )
     if as_json:
         print_json(report.to_json())
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from deltakeeper.commands.output import console, in_bytes, print_json
 
 
 def inspect(
-    delta: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    delta: Annotated[str, typer.Argument(help="Artifact: a folder, or a hub name org/name[@revision].")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -22,8 +21,9 @@ def inspect(
     Example: deltakeeper inspect ./delta --tensors
     """
     from deltakeeper.artifact import open_artifact
+    from deltakeeper.hub import resolve_artifact
 
-    artifact = open_artifact(delta)
+    artifact = open_artifact(resolve_artifact(delta))
     manifest = artifact.manifest
     if as_json:
         print_json(
