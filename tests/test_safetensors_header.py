@@ -41,7 +41,11 @@ def test_a_good_header_is_read(tmp_path):
         ({"shape": [2, True]}, "malformed"),
         ({"shape": "2x3"}, "malformed"),
         ({"shape": [2, 4]}, "truncated or altered"),
-        ({"shape": [10**15, 10**15]}, "truncated or altered"),
+        ({"shape": [10**15, 10**15]}, "malformed"),
+        ({"shape": [0, 10**15, 10**15], "data_offsets": [24, 24]}, "malformed"),
+        ({"shape": [1] * 9}, "malformed"),
+        ({"data_offsets": [0, 10**30]}, "malformed"),
+        ({"dtype": "F" * 10**6}, "malformed"),
         ({"data_offsets": [0]}, "malformed"),
         ({"data_offsets": [24, 0]}, "truncated or altered"),
         ({"data_offsets": [4, 28]}, "truncated or altered"),
@@ -56,7 +60,7 @@ def test_a_bad_entry_is_named(change, said):
 @pytest.mark.parametrize(
     ("value", "data_bytes", "said"),
     [
-        (b'{"\\ud800": 1}', 0, "no text"),
+        (b'{"\\ud800": 1}', 0, "no printable text"),
         (b"[]", 0, "no JSON object"),
         (b"{", 0, "not JSON"),
         (b"\xff", 0, "not JSON"),

@@ -1,23 +1,23 @@
-"""The artifact: a folder with `delta_config.json` and `delta_model.safetensors`, validated before it is believed."""
+"""The artifact: a folder with a manifest and a payload, validated against each other before they are believed."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from deltakeeper.errors import ArtifactError, CheckpointError, DeltakeeperError
+from deltakeeper.errors import ArtifactError, DeltakeeperError
 from deltakeeper.layouts import LAYOUTS, Layout
 from deltakeeper.layouts.base import TensorSpec
 from deltakeeper.manifest import MAX_BYTES, Manifest, TensorRecord
-from deltakeeper.safetensors_header import DTYPES, read_header
+from deltakeeper.payload import PAYLOAD_NAME as PAYLOAD_NAME
+from deltakeeper.payload import Payload
+from deltakeeper.safetensors_header import DTYPES
 
 MANIFEST_NAME = "delta_config.json"
-PAYLOAD_NAME = "delta_model.safetensors"
 REPORT_NAME = "delta_report.json"
 CARD_NAME = "README.md"
 SIDE_FILES = (
@@ -49,7 +49,7 @@ def added_rows_key(name: str) -> str:
     return f"{name}::added_rows"
 
 
-def hash_payload(parts: Mapping[str, bytes | memoryview]) -> str:
+def hash_payload(parts: Mapping[str, bytes | bytearray | memoryview]) -> str:
     """SHA-256 over a tensor's payload: key, NUL, bytes, in the order of the keys."""
     digest = hashlib.sha256()
     for key in sorted(parts):
@@ -75,11 +75,7 @@ class DeltaArtifact:
         if file.stat().st_size > MAX_BYTES:
             raise ArtifactError(f"{file} is larger than {MAX_BYTES} bytes, which no manifest is; get it again.")
         self.manifest = Manifest.parse(file.read_bytes(), str(file))
-        try:
-            self._entries = read_header(path / PAYLOAD_NAME).entries
-        except CheckpointError as error:
-            raise ArtifactError(str(error)) from error
-        self._map: mmap.mmap | None = None
+        self._payload = Payload(path)
         self._check_payload()
 
     @property
@@ -128,32 +124,38 @@ class DeltaArtifact:
             ArtifactError: the payload was altered, or a term breaks its layout's rules.
         """
         record = self.record(name)
-        self._check_hash(name, record)
+        parts = self._read(name, record)
         terms = []
         for i, term in enumerate(record.terms):
             kind = LAYOUTS[term.layout]
             shape = record.term_shape(term)
             specs = kind.expect(shape, term.settings)
-            tensors = {suffix: self._read(payload_key(name, i, suffix)) for suffix in specs}
+            tensors = {suffix: parts[payload_key(name, i, suffix)] for suffix in specs}
             try:
                 terms.append(kind.from_tensors(shape, term.settings, tensors))
             except DeltakeeperError as error:
-                raise ArtifactError(f"{self.path}: tensor '{name}': {error}") from error
+                raise self._refusal(name, error) from error
         return terms
 
     def added_rows(self, name: str) -> torch.Tensor | None:
-        """Rows that the fine-tune added to a tensor, in its own dtype."""
-        return self._read(added_rows_key(name)) if self.record(name).added_rows else None
+        """Rows that the fine-tune added to a tensor, in its own dtype, checked against the hash in the manifest.
+
+        Raises:
+            ArtifactError: the payload was altered.
+        """
+        record = self.record(name)
+        return self._read(name, record)[added_rows_key(name)] if record.added_rows else None
 
     def _files(self) -> list[Path]:
         return [file for file in self.path.rglob("*") if file.is_file()]
 
     def _check_payload(self) -> None:
-        unseen = set(self._entries)
+        entries = self._payload.entries
+        unseen = set(entries)
         for name, record in self.manifest.tensors.items():
             expected = self._expected(name, record)
             for key, spec in expected.items():
-                entry = self._entries.get(key)
+                entry = entries.get(key)
                 if entry is None:
                     raise ArtifactError(f"{self.path}: payload '{key}' is missing; get the artifact again.")
                 if entry.dtype != spec.dtype or entry.shape != spec.shape:
@@ -162,7 +164,7 @@ class DeltaArtifact:
                         f"{spec.shape}; get the artifact again."
                     )
                 unseen.discard(key)
-            if sum(self._entries[key].end - self._entries[key].start for key in expected) != record.stored_bytes:
+            if sum(entries[key].end - entries[key].start for key in expected) != record.stored_bytes:
                 raise ArtifactError(f"{self.path}: the size of tensor '{name}' is not what the manifest says.")
         if unseen:
             raise ArtifactError(f"{self.path}: payload '{min(unseen)}' belongs to no tensor; get the artifact again.")
@@ -177,31 +179,29 @@ class DeltaArtifact:
             try:
                 specs = LAYOUTS[term.layout].expect(record.term_shape(term), term.settings)
             except DeltakeeperError as error:
-                raise ArtifactError(f"{self.path}: tensor '{name}': {error}") from error
+                raise self._refusal(name, error) from error
             expected |= {payload_key(name, i, suffix): spec for suffix, spec in specs.items()}
         if record.added_rows:
             expected[added_rows_key(name)] = TensorSpec(DTYPES[record.dtype], (record.added_rows, *record.shape[1:]))
         return expected
 
-    def _check_hash(self, name: str, record: TensorRecord) -> None:
-        parts = {key: self._raw(key) for key in self._expected(name, record)}
-        found = hash_payload(parts) if parts else None
-        if found != record.sha256:
+    def _refusal(self, name: str, error: DeltakeeperError) -> ArtifactError:
+        text = str(error)  # which may quote a setting of any length
+        if len(text) > 400:
+            text = f"{text[:200]} … {text[-200:]}"
+        return ArtifactError(f"{self.path}: tensor '{name}': {text}")
+
+    def _read(self, name: str, record: TensorRecord) -> dict[str, torch.Tensor]:
+        """The payload of a tensor by key; the bytes that are hashed are those that are used."""
+        parts = {key: self._payload.read(key) for key in self._expected(name, record)}
+        if (hash_payload(parts) if parts else None) != record.sha256:
             raise ArtifactError(f"{self.path}: the payload of tensor '{name}' was altered; get the artifact again.")
-
-    def _raw(self, key: str) -> memoryview:
-        if self._map is None:
-            with (self.path / PAYLOAD_NAME).open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        entry = self._entries[key]
-        return memoryview(self._map)[entry.start : entry.end]
-
-    def _read(self, key: str) -> torch.Tensor:
-        entry = self._entries[key]
-        raw = self._raw(key)
-        if not len(raw):
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        return torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape)
+        found = {}
+        for key, raw in parts.items():
+            entry = self._payload.entries[key]
+            flat = torch.frombuffer(raw, dtype=entry.dtype) if raw else torch.empty(0, dtype=entry.dtype)
+            found[key] = flat.view(entry.shape)
+        return found
 
 
 def open_artifact(path: str | Path) -> DeltaArtifact:

@@ -2,61 +2,67 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 
-from deltakeeper.artifact import MANIFEST_NAME, PAYLOAD_NAME, added_rows_key, hash_payload, payload_key
+from deltakeeper.artifact import MANIFEST_NAME, added_rows_key, hash_payload, payload_key
 from deltakeeper.errors import ArtifactError
 from deltakeeper.layouts import Layout
 from deltakeeper.manifest import Manifest, TermRecord
-from deltakeeper.safetensors_header import DTYPE_NAMES
+from deltakeeper.payload_writer import SHARD_BYTES, PayloadWriter, as_bytes
 
+__all__ = ["ArtifactWriter", "as_bytes", "explain_writing", "publish", "refuse_existing"]
 
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """Bytes of a contiguous CPU tensor, without a copy."""
-    if tensor.numel() == 0:
-        return memoryview(b"")
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ArtifactWriter:
-    """A context manager: payload goes to a spool as it comes, so memory holds one tensor at a time.
+    """A context manager: payload goes to disk on a thread as it comes, so memory holds a few tensors at a time.
 
     On any error, an interruption included, nothing is left behind and an existing artifact stays as it was.
+    Tensors are to be added in the order of their names, on one thread, and not to be changed afterwards.
     """
 
-    def __init__(self, out: Path, overwrite: bool = False, inputs: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, out: Path, overwrite: bool = False, inputs: Sequence[Path] = (), *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
         self.out = out
         self.inputs = inputs
         self.overwrite = overwrite
-        self._header: dict[str, dict[str, Any]] = {}
-        self._size = 0
+        self._shard_bytes = shard_bytes
 
     def __enter__(self) -> Self:
         refuse_existing(self.out, self.overwrite, "artifact", self.inputs)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
-        self._spool = (self.folder / "spool").open("wb")
+        with explain_writing(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
+        self._payload = PayloadWriter(self.folder, self._shard_bytes)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._spool.close()
+        self._payload.abandon()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(
         self, name: str, terms: Sequence[tuple[int | None, Layout]], added_rows: torch.Tensor | None
     ) -> tuple[tuple[TermRecord, ...], int, str | None]:
-        """Write a tensor's payload; gives its term records, bytes and hash."""
+        """Write a tensor's payload; gives its term records, bytes and hash.
+
+        Raises:
+            ArtifactError: this or an earlier tensor could not be written.
+        """
         parts: dict[str, torch.Tensor] = {}
         records = []
         for i, (part, term) in enumerate(terms):
@@ -65,37 +71,54 @@ class ArtifactWriter:
         if added_rows is not None:
             parts[added_rows_key(name)] = added_rows
         raw = {key: as_bytes(tensor) for key, tensor in parts.items()}
-        for key, tensor in parts.items():
-            self._spool.write(raw[key])
-            end = self._size + len(raw[key])
-            self._header[key] = {
-                "dtype": DTYPE_NAMES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [self._size, end],
-            }
-            self._size = end
+        with explain_writing(self.out):
+            self._payload.add(parts)
         return tuple(records), sum(map(len, raw.values())), hash_payload(raw) if raw else None
 
     def copy(self, file: Path) -> None:
         """Copy a file of the fine-tune into the artifact."""
-        shutil.copyfile(file, self.folder / file.name)
+        with explain_writing(self.out):
+            shutil.copyfile(file, self.folder / file.name)
 
     def write_text(self, name: str, text: str) -> None:
         """Add a text file."""
-        (self.folder / name).write_text(text, encoding="utf-8")
+        with explain_writing(self.out):
+            (self.folder / name).write_text(text, encoding="utf-8")
 
-    def finish(self, manifest: Manifest) -> None:
-        """Write payload and manifest, and put the artifact in its place."""
-        self._spool.close()
-        header = json.dumps({"__metadata__": {"format": "pt"}, **self._header}, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)
-        spool = self.folder / "spool"
-        with (self.folder / PAYLOAD_NAME).open("wb") as file, spool.open("rb") as packed:
-            file.write(len(header).to_bytes(8, "little") + header)
-            shutil.copyfileobj(packed, file, 1 << 22)
-        spool.unlink()
-        self.write_text(MANIFEST_NAME, json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n")
-        publish(self.folder, self.out)
+    def finish(self, manifest: Manifest, describe: Callable[[Path], object] | None = None) -> None:
+        """Write what is left of the payload and the manifest, and put the artifact in its place.
+
+        Args:
+            manifest: the manifest of what was added.
+            describe: called with the whole artifact before it gets its name, to add files about it.
+
+        Raises:
+            ArtifactError: something could not be written.
+        """
+        with explain_writing(self.out):
+            self._payload.finish()
+            self.write_text(MANIFEST_NAME, json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n")
+            if describe is not None:
+                describe(self.folder)
+            publish(self.folder, self.out)
+
+
+@contextmanager
+def explain_writing(out: Path) -> Iterator[None]:
+    """Turn a failure to write `out` into a sentence.
+
+    Raises:
+        ArtifactError: the block raised OSError; says whether the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ArtifactError(
+                f"{out} could not be written, since the disk is full or its quota spent ({error.strerror}); "
+                "free some space or give a folder on another disk."
+            ) from error
+        raise ArtifactError(f"{out} could not be written ({error.strerror}); check the disk and its rights.") from error
 
 
 def refuse_existing(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from deltakeeper.errors import ArtifactError
 from deltakeeper.fingerprint import root_of
 from deltakeeper.manifest_fields import FieldReader, is_count, is_hash, parse_json
-from deltakeeper.safetensors_header import DTYPES
+from deltakeeper.safetensors_header import DTYPES, is_name
 
 FORMAT = "deltakeeper-delta"
 VERSION = "1.1"
@@ -123,6 +123,8 @@ class Manifest:
         tensors = read.object("tensors")
         if not tensors.value:
             raise ArtifactError(f"{where} lists no tensors; get the artifact again.")
+        if odd := [name for name in tensors.value if not is_name(name)]:
+            raise ArtifactError(f"{where} has a tensor name that is no printable text, {odd[0][:80]!r}; get it again.")
         found = cls(
             created_by=read.text("created_by"),
             codec=read.text("codec"),
@@ -141,9 +143,8 @@ def _source(read: FieldReader, leaves: bool = False) -> Source:
     found = read.value.get("leaves", {})
     if not isinstance(found, Mapping) or not all(isinstance(v, str) and is_hash(v) for v in found.values()):
         raise read.fail("leaves", "hashes by tensor name")
-    source = Source(
-        read.text("name_or_path"), read.optional_text("revision"), read.hash("root"), dict(found) if leaves else {}
-    )
+    name = "".join(c if c.isprintable() else "?" for c in read.text("name_or_path"))  # errors quote it
+    source = Source(name, read.optional_text("revision"), read.hash("root"), dict(found) if leaves else {})
     if leaves and root_of(source.leaves) != source.root:
         raise read.fail("root", "the root over its leaves")
     return source
@@ -219,11 +220,7 @@ def _check_whole(found: Manifest, read: FieldReader, tensors: FieldReader) -> No
             if (
                 other is None
                 or record.tied_to not in stored
-                or (other.shape, other.dtype)
-                != (
-                    record.shape,
-                    record.dtype,
-                )
+                or (other.shape, other.dtype) != (record.shape, record.dtype)
             ):
                 raise tensors.object(name).fail("tied_to", "a stored tensor of the same shape and dtype")
 

@@ -11,20 +11,43 @@ from typing import Any
 from deltakeeper.errors import ArtifactError
 
 MAX_ELEMENTS = 1 << 40
+MAX_DEPTH = 32
+MAX_TEXT = 10_000
 
 
 def parse_json(raw: bytes, where: str) -> Any:
-    """Parse JSON strictly: no name twice in an object, no NaN, no half characters.
+    """Parse JSON strictly: UTF-8, no name twice in an object, no NaN, no half characters, no endless depth or length.
 
     Raises:
         ArtifactError: it is not such JSON.
     """
     try:
-        value = json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, where), parse_constant=_refuse)
-        json.dumps(value, ensure_ascii=False).encode()  # raises for half characters, which no name can hold
+        value = json.loads(raw.decode(), object_pairs_hook=lambda pairs: _unique(pairs, where), parse_constant=_refuse)
+        _check_tree(value)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not JSON; get the artifact again.") from error
+        raise ArtifactError(f"{where} is not JSON, or not of this format; get the artifact again.") from error
     return value
+
+
+def _check_tree(value: Any) -> None:
+    """Refuse what an error sentence could not quote: nests deeper than `MAX_DEPTH`, long or half-character texts."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item)
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, str) and (len(item) > MAX_TEXT or not item.isascii()):
+                if len(item) > MAX_TEXT:
+                    raise ValueError("a text is too long")
+                item.encode()  # raises for half characters, which no name can hold
+        if not below:
+            return
+        level = below
+    raise ValueError("the nesting is too deep")
 
 
 class FieldReader:

@@ -13,6 +13,10 @@ import torch
 from deltakeeper.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100 << 20
+MAX_DIMENSIONS = 8
+MAX_NAME = 1000
+_MAX_ENTRIES = 1 << 60
+"""Entries of a tensor, dimensions of size zero counted as one: strides of more do not fit 64 bits."""
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -54,9 +58,11 @@ def read_header(path: Path) -> Header:
     """
     try:
         size = path.stat().st_size
+        if size < 8 and not path.is_dir():  # before it is opened: to open a pipe is to wait
+            raise CheckpointError(f"{path} is truncated or no safetensors file; get it again.")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            if length > min(MAX_HEADER_BYTES, size - 8):
                 raise CheckpointError(f"{path} is truncated or no safetensors file; get it again.")
             raw = file.read(length)
     except OSError as error:
@@ -67,7 +73,7 @@ def read_header(path: Path) -> Header:
 def parse_header(raw: bytes, data_bytes: int, offset: int, where: str) -> Header:
     """Check header bytes against the number of data bytes that follow them; `offset` is where the data starts."""
     try:
-        value = json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        value = json.loads(raw.decode(), object_pairs_hook=lambda pairs: _unique(pairs, where))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} has a header that is not JSON; get the file again.") from error
     if not isinstance(value, dict):
@@ -75,8 +81,8 @@ def parse_header(raw: bytes, data_bytes: int, offset: int, where: str) -> Header
     metadata = value.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{where} has metadata that is not text; get the file again.")
-    if any(not _is_text(name) for name in value):
-        raise CheckpointError(f"{where} has a tensor name that is no text; get the file again.")
+    if not all(map(is_name, value)):
+        raise CheckpointError(f"{where} has a tensor name that is no printable text; get the file again.")
     entries = {name: _entry(name, item, data_bytes, offset, where) for name, item in value.items()}
     end = offset
     for name, entry in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].end)):
@@ -94,10 +100,15 @@ def _entry(name: str, item: Any, data_bytes: int, offset: int, where: str) -> He
         raise bad
     dtype = item.get("dtype")
     shape, offsets = item.get("shape"), item.get("data_offsets")
-    if not isinstance(dtype, str) or not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+    if not isinstance(dtype, str) or len(dtype) > 16 or not _is_shape(shape):
+        raise bad
+    if not _is_counts(offsets) or len(offsets) != 2:
         raise bad
     if dtype not in DTYPES:
-        raise CheckpointError(f"{where}: tensor '{name}' has the dtype {dtype!r}, which is not supported.")
+        raise CheckpointError(
+            f"{where}: tensor '{name}' has the dtype {dtype!r}, which is not supported; "
+            f"convert it to one of {', '.join(DTYPES)}."
+        )
     start, end = offsets
     wanted = math.prod(shape) * DTYPES[dtype].itemsize
     if not start <= end <= data_bytes or end - start != wanted:
@@ -109,14 +120,19 @@ def _entry(name: str, item: Any, data_bytes: int, offset: int, where: str) -> He
 
 
 def _is_counts(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+    return isinstance(value, list) and all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MAX_ENTRIES for n in value
+    )
 
 
-def _is_text(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
+def _is_shape(value: Any) -> TypeGuard[list[int]]:
+    short = isinstance(value, list) and len(value) <= MAX_DIMENSIONS
+    return short and _is_counts(value) and math.prod(max(1, n) for n in value) <= _MAX_ENTRIES
+
+
+def is_name(name: str) -> bool:
+    """Whether a text may name a tensor: printable, so that an error that quotes it cannot play with a terminal."""
+    return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from deltakeeper.manifest import Manifest, Source, TensorRecord
 from deltakeeper.reconstruct import reconstruct
 
 
-
 @dataclass(frozen=True)
 class ImportReport:
     """What an import wrote: the format it read, bytes of the artifact and of the model, and tensors by treatment."""
