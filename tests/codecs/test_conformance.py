@@ -23,7 +23,30 @@ LADDERS = [
     ["magnitude:keep=0.9,rescale=true"],
     ["dare:p=0.99", "dare", "dare:p=0.5", "dare:p=0"],
     ["dare:p=0.9,q=0.5,values=bfloat16", "dare:p=0.5,q=1,values=float32"],
+    ["dare:p=0.9,fit_q=error", "dare:p=0.5,fit_q=bound"],
+    ["dare:q=0.5,values=int4", "dare:q=0.5,values=int8", "dare:p=0.5,q=1,values=int8"],
+    ["compeft:keep=0.01", "compeft", "compeft:keep=0.3"],
+    ["compeft:keep=0.05,scale=std,alpha=2", "compeft:keep=0.3,scale=std"],
+    ["ultradelta:rescale=none", "ultradelta:p=0.5,rescale=none", "ultradelta:p=0,bits=8,rescale=none"],
+    ["ultradelta", "ultradelta:p=0.9,bits=8", "ultradelta:p=0.5,bits=8,step=0"],
+    ["ultradelta:p=0.9,rescale=trace", "ultradelta:p=0.3,rescale=trace"],
+    ["rtn:bits=2", "rtn:bits=3", "rtn", "rtn:bits=8"],
+    ["rtn:bits=2,group=16,symmetric=false", "rtn:bits=5,group=16,symmetric=false,scale=float32"],
+    ["rtn:group=0,scale=float32", "rtn:bits=6,group=7,scale=float32"],
+    ["dqrelo:rank=1", "dqrelo", "dqrelo:rank=64"],
+    ["dqrelo:factors=int2,refit=true", "dqrelo:factors=int4,refit=true", "dqrelo:factors=bfloat16,refit=true"],
+    ["dqrelo:rank=4,scale=row,zero=zero,refit=true", "dqrelo:rank=32,scale=row,zero=zero,refit=true"],
+    ["dqrelo:factors=int3,group=0,scale=column,zero=minus,refit=true"],
+    ["deltazip:bits=2", "deltazip", "deltazip:bits=8"],
+    ["deltazip:bits=2,search=true", "deltazip:bits=5,search=true,calibrated=false"],
+    ["deltazip:pattern=unstructured,keep=0.1", "deltazip:pattern=unstructured", "deltazip:pattern=unstructured,keep=1"],
+    ["impart:cr=64", "impart", "impart:cr=8", "impart:cr=2"],
+    ["impart:values=int8,rescale=none", "impart:cr=8,values=int8,rescale=none"],
+    ["impart:beta=0.5,c=1,values=bands,rescale=none", "impart:cr=8,beta=0.5,c=1,values=bands,rescale=none"],
     ["dense"],
+    ["delta_come:bpw=0.3", "delta_come", "delta_come:bpw=2", "delta_come:bpw=4"],
+    ["delta_come:bpw=0.5,refine=false,search=false", "delta_come:bpw=2,refine=false,search=false"],
+    ["delta_come:rank8=1,rank3=0,rank2=1,group=0", "delta_come:rank8=4,rank3=3,rank2=9,group=32,calibrated=false"],
     ["shrink:factor=0", "shrink:factor=0.3", "shrink:factor=1"],
     ["random_sign"],
     ["random_sign:scale=row", "random_sign:scale=column"],
@@ -36,7 +59,9 @@ def test_codecs_keep_the_contract(ladder):
     codecs = [parse_codec(text) for text in ladder]
     grows = len(codecs) > 1 and not isinstance(codecs[0], type(parse_codec("random_sign")))
     for codec in codecs:
-        check_codec(codec, ladder=codecs if grows else (), seed_matters=_seed_matters(codec))
+        minimises = getattr(codec, "fit_q", None) != "bound"  # which is about the largest error, not the mean square
+        steps = codecs if grows else ()
+        check_codec(codec, ladder=steps, seed_matters=_seed_matters(codec), inputs_help=minimises)
 
 
 def _seed_matters(codec):
@@ -95,6 +120,15 @@ def test_sums_do_not_nest():
             SumCodec(parts)
 
 
+INPUT_FAULTS = (
+    "modifies the gram of",
+    "infinity on few inputs",
+    "infinity on all-zero inputs",
+    "all-zero delta on few inputs",
+    "in the outputs on strongly correlated inputs",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Faulty(Codec):
     """A dense codec with one fault at a time, to see that the suite finds it."""
@@ -107,9 +141,24 @@ class Faulty(Codec):
     fault: str = ""
     seed: int = 0
 
-    def encode(self, delta, *, name, tuned=None):
+    @property
+    def uses_inputs(self):
+        return self.fault in INPUT_FAULTS
+
+    def encode(self, delta, *, name, tuned=None, inputs=None):
         found = delta.clone()
+        tokens = -1 if inputs is None else inputs.tokens
         match self.fault:
+            case "modifies the gram of" if tokens == 512:
+                inputs.gram.mul_(2)
+            case "infinity on few inputs" if tokens == 3:
+                found = found + 3e38 + 3e38
+            case "infinity on all-zero inputs" if tokens == 0:
+                found = found / inputs.gram[0, 0]
+            case "all-zero delta on few inputs" if tokens == 3:
+                found = found + 1e-6
+            case "in the outputs on strongly correlated inputs" if tokens == 512:
+                found = found / 2
             case "modifies the delta":
                 delta.mul_(2)
             case "not deterministic":
@@ -157,6 +206,12 @@ class Faulty(Codec):
 def test_the_suite_finds_each_fault(fault):
     with pytest.raises(AssertionError, match=fault):
         check_codec(Faulty(fault=fault))
+
+
+@pytest.mark.parametrize("fault", INPUT_FAULTS)
+def test_the_suite_finds_each_fault_with_inputs(fault):
+    with pytest.raises(AssertionError, match=fault):
+        check_codec(Faulty(fault=fault), seed_matters=False)
 
 
 def test_the_suite_finds_a_ladder_that_goes_down():

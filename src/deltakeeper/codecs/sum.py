@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +48,14 @@ class SumCodec(Codec):
         each = [part.spread(survey) for part in self.parts]
         return {name: SumCodec(tuple(found[name] for found in each)) for name in survey}
 
+    def payload_bytes(self, shape: tuple[int, int]) -> int | None:
+        """What the parts take together."""
+        return _added(part.payload_bytes(shape) for part in self.parts)
+
+    def expected_bytes(self, shape: tuple[int, int]) -> int | None:
+        """What the parts are expected to take together."""
+        return _added(part.expected_bytes(shape) for part in self.parts)
+
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:
@@ -61,3 +69,8 @@ class SumCodec(Codec):
                 for term in found:
                     left_over -= term.to_dense()
         return terms
+
+
+def _added(sizes: Iterable[int | None]) -> int | None:
+    known = list(sizes)
+    return None if None in known else sum(size for size in known if size is not None)
