@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,58 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.errors import DeltakeeperError
+from deltakeeper.heal.terms import TrainedTerms
 from deltakeeper.layouts import Layout
 from deltakeeper.manifest import TensorRecord
+from deltakeeper.payload_writer import as_bytes
 from deltakeeper.reconstruct import reconstruct
 
 Trainable = Literal["scales", "scales+uncompressed"]
-
-
-class TrainedTerms(nn.Module):
-    """The terms of one tensor with steps on their continuous values: `value + unit * step`.
-
-    A unit is the root mean square of a value tensor, so that one learning rate fits scales of any magnitude.
-    """
-
-    def __init__(self, terms: list[Layout], train: bool) -> None:
-        super().__init__()
-        self.terms = terms
-        self.steps = nn.ParameterDict()
-        self._values: dict[str, torch.Tensor] = {}
-        self._units: dict[str, float] = {}
-        for i, term in enumerate(terms):
-            for suffix, value in (term.continuous() if train else {}).items():
-                key = f"{i}|{suffix}".replace(".", "~")  # a dot would be a path in a module
-                unit = float(value.double().square().mean().sqrt())
-                if unit > 0:
-                    self._values[key], self._units[key] = value, unit
-                    self.steps[key] = nn.Parameter(torch.zeros_like(value, dtype=torch.float32))
-
-    def dense(self) -> torch.Tensor:
-        """The sum of the terms, float32 `(out, in)`, or the value where the only term is one."""
-        total: torch.Tensor | None = None
-        for i, term in enumerate(self.terms):
-            values = self._of(i)
-            part = term.dense_from(term.continuous() | values) if values else term.to_dense().float()
-            total = part if total is None else total + part
-        if total is None:
-            raise ValueError("a tensor without terms has no delta")
-        return total
-
-    def packed(self) -> list[Layout]:
-        """The terms with their trained values."""
-        return [
-            term.replace_continuous(term.continuous() | values) if (values := self._of(i)) else term
-            for i, term in enumerate(self.terms)
-        ]
-
-    def _of(self, term: int) -> dict[str, torch.Tensor]:
-        found = {}
-        for key, step in self.steps.items():
-            number, suffix = key.replace("~", ".").split("|", 1)
-            if int(number) == term:
-                found[suffix] = self._values[key] + self._units[key] * step
-        return found
 
 
 class _HealedLinear(nn.Module):
@@ -103,14 +61,15 @@ class _HealedEmbedding(nn.Module):
 
 
 class _HealedValue(nn.Module):
-    """Stands for a parameter whose whole value is trained, as norms and biases are."""
+    """Stands for a parameter that no matrix product uses, or whose whole value is trained, as norms and biases are."""
 
-    def __init__(self, trained: TrainedTerms, dtype: torch.dtype) -> None:
+    def __init__(self, trained: TrainedTerms) -> None:
         super().__init__()
-        self.trained, self.dtype = trained, dtype
+        self.trained = trained
 
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
-        return self.trained.dense().to(self.dtype)
+    def forward(self, before: torch.Tensor) -> torch.Tensor:
+        found = self.trained.dense()
+        return (found if self.trained.replaces else before.float() + found).to(before.dtype)
 
 
 @dataclass(frozen=True)
@@ -124,6 +83,49 @@ class Student:
         """Every step, in the order of the tensors; nothing else of the model takes a gradient."""
         return [step for name in sorted(self.trained) for step in self.trained[name].steps.values()]
 
+    @contextmanager
+    def as_stored(self) -> Iterator[dict[str, list[Layout]]]:
+        """For the length of a `with` block the model runs on what would be written, rounded to the stored dtypes.
+
+        Yields:
+            The trained terms by tensor.
+
+        Raises:
+            LayoutError: a value left what its stored dtype holds.
+        """
+        with torch.no_grad():
+            packed = {name: found.packed() for name, found in self.trained.items()}
+        try:
+            for name, found in self.trained.items():
+                found.stored = packed[name]
+            yield packed
+        finally:
+            for found in self.trained.values():
+                found.stored = None
+
+
+def check_forms(artifact: DeltaArtifact) -> None:
+    """Refuse, from the manifest alone, what has no form that can be trained.
+
+    Raises:
+        DeltakeeperError: a delta is to fused experts or to a vocabulary of another size, or two tensors come from one
+            of the base.
+    """
+    records = {name: record for name in artifact.names if (record := artifact.record(name)).encoding != "tied"}
+    origins = Counter(record.base_name for record in records.values() if record.base_name is not None)
+    for name, record in records.items():
+        packed = record.encoding == "terms"
+        if packed and (record.base_shape != record.shape or any(term.slice is not None for term in record.terms)):
+            raise DeltakeeperError(
+                f"tensor '{name}' {record.shape} cannot be healed, since the base has it as {record.base_shape} or it "
+                "is a stack of experts; heal artifacts without grown vocabularies and fused experts."
+            )
+        if record.base_name is not None and origins[record.base_name] > 1:
+            raise DeltakeeperError(
+                f"tensor '{name}' and another one both come from the base's '{record.base_name}', which cannot be "
+                "healed; heal fine-tunes that tie their head as their base does."
+            )
+
 
 def build_student(model: nn.Module, artifact: DeltaArtifact, trainable: Trainable) -> Student:
     """Put an artifact beside the weights of its live base; the base's own parameters stay frozen.
@@ -132,41 +134,48 @@ def build_student(model: nn.Module, artifact: DeltaArtifact, trainable: Trainabl
         DeltakeeperError: a tensor does not fit the model, or is of a kind that has no trainable form, such as fused
             experts.
     """
+    check_forms(artifact)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    stored = {name for name in artifact.names if artifact.record(name).encoding != "tied"}
+    known = {id(parameters[name]) for name in stored & parameters.keys()}
+    for name, parameter in parameters.items():
+        if id(parameter) not in known:
+            raise DeltakeeperError(
+                f"the model has a '{name}' that the artifact does not have, or ties to another tensor; heal fine-tunes "
+                "whose tensors are called and tied as those of the loaded base are."
+            )
     model.requires_grad_(False)
     trained: dict[str, TrainedTerms] = {}
-    for name in artifact.names:
-        record = artifact.record(name)
-        if record.encoding != "terms":
-            continue
-        terms = artifact.terms(name)
-        value = terms[0].replaces
-        train = trainable == "scales+uncompressed" if value else True
-        found = TrainedTerms(terms, train)
+    names = [name for name in artifact.names if artifact.record(name).encoding == "terms"]
+    # Matrices first: the layer in the place of theirs takes their bias along, which may be trained afterwards.
+    for name in sorted(names, key=lambda name: len(artifact.record(name).shape) != 2):
+        record, terms = artifact.record(name), artifact.terms(name)
+        found = TrainedTerms(terms, train=not terms[0].replaces or trainable == "scales+uncompressed")
         if found.steps:
             trained[name] = found
-        _put(model, name, record, found, artifact)
+        _put(model, name, record, found)
     return Student(model, trained)
 
 
-def _put(model: nn.Module, name: str, record: TensorRecord, found: TrainedTerms, artifact: DeltaArtifact) -> None:
-    path, _, leaf = name.rpartition(".")
+def _put(model: nn.Module, name: str, record: TensorRecord, found: TrainedTerms) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     parameter = parameters.get(name)
-    if parameter is None or tuple(parameter.shape) != record.shape or record.base_shape != record.shape:
+    if parameter is None or tuple(parameter.shape) != record.shape:
         raise DeltakeeperError(
-            f"tensor '{name}' {record.shape} cannot be healed in this model, whose shape or name for it differs; heal "
-            "artifacts without grown vocabularies and fused experts."
+            f"tensor '{name}' {record.shape} cannot be healed in this model, which calls it otherwise or fuses it with "
+            "others on loading."
         )
-    module = model.get_submodule(path)
-    if found.terms[0].replaces or len(record.shape) != 2:
-        if found.steps and leaf in module._parameters:
-            nn.utils.parametrize.register_parametrization(module, leaf, _HealedValue(found, parameter.dtype))
-        else:
-            merged = reconstruct(record, found.terms, parameter.data, artifact.added_rows(name), parameter.dtype)
-            parameter.data = merged
-        return
-    for alias in [n for n, p in parameters.items() if p is parameter]:
-        _wrap(model, alias, found)
+    aliases = [alias for alias, other in parameters.items() if other is parameter]
+    if len(record.shape) == 2 and not found.replaces:
+        for alias in aliases:
+            _wrap(model, alias, found)
+    elif found.steps:
+        value = _HealedValue(found)
+        for alias in aliases:
+            path, _, leaf = alias.rpartition(".")
+            nn.utils.parametrize.register_parametrization(model.get_submodule(path), leaf, value)
+    else:
+        parameter.data = reconstruct(record, found.terms, parameter.data, None, parameter.dtype)
 
 
 def _wrap(model: nn.Module, name: str, found: TrainedTerms) -> None:
@@ -184,14 +193,7 @@ def _wrap(model: nn.Module, name: str, found: TrainedTerms) -> None:
         raise DeltakeeperError(f"tensor '{name}' belongs to a {type(module).__name__}, which cannot be healed.")
 
 
-def versions(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """How often each frozen parameter was written to, to see that none was."""
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            yield name, parameter._version
-
-
-def packed_terms(trained: Mapping[str, TrainedTerms]) -> dict[str, list[Layout]]:
-    """The trained terms by tensor."""
-    with torch.no_grad():
-        return {name: found.packed() for name, found in trained.items()}
+def checksums(model: nn.Module) -> dict[str, int]:
+    """CRC-32 of every frozen parameter's bytes, to see that none of them changes."""
+    frozen = ((name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    return {name: zlib.crc32(as_bytes(parameter.detach())) for name, parameter in frozen}

@@ -8,20 +8,23 @@ logits themselves go to disk.
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deltakeeper.calibration import read_text, tokenise
+from deltakeeper.calibration import Document, read_text, tokenise
 from deltakeeper.calibration.inputs import load_decoder, load_tokenizer
 from deltakeeper.errors import CheckpointError, DataError
 
 Progress = Callable[[int, int, str], None]
+Text = str | Path | Sequence[Document] | Sequence[torch.Tensor]
+"""A `.txt` or `.jsonl` file, documents, or rows of tokens (int64 `(tokens,)`)."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,19 @@ class Spool:
         return found.float()
 
 
-def read_batches(
-    folder: Path, text: str | Path | Sequence[torch.Tensor], samples: int, length: int, batch: int
-) -> list[torch.Tensor]:
+def read_batches(folder: Path, text: Text, samples: int, length: int, batch: int) -> list[torch.Tensor]:
     """Calibration text as batches of rows of one length each, so that nothing is padded; at least two batches.
 
     Raises:
         DataError: the text cannot be used, or is too short to hold some of it out.
     """
-    if isinstance(text, (str, Path)):
-        rows = tokenise(load_tokenizer(folder), read_text(text), samples=samples, length=length)
-    else:
-        rows = [row[:length] for row in text[:samples]]
+    documents = read_text(text) if isinstance(text, (str, Path)) else list(text)
+    rows = [row for row in documents if isinstance(row, torch.Tensor)]
+    if rows and len(rows) < len(documents):
+        raise DataError("the text is partly tokens and partly documents; give one of them.")
+    if documents and not rows:
+        rows = tokenise(load_tokenizer(folder), cast("list[Document]", documents), samples=samples, length=length)
+    rows = [row[:length] for row in rows[:samples]]
     rows = [row for row in rows if len(row) > 1]
     groups: dict[int, list[torch.Tensor]] = {}
     for row in rows:
@@ -79,38 +83,49 @@ def spool_teacher(folder: Path, batches: list[torch.Tensor], scratch: Path, prog
         CheckpointError: the model cannot be loaded, or says something that is not finite.
     """
     model: Any = load_decoder(folder)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    plain: bool | None = None
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    kept = _alone(head)
     seen: list[torch.Tensor] = []
 
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:
         seen[:] = [args[0].detach()]
 
-    handle = None if head is None else head.register_forward_pre_hook(note)
+    handle = None if kept is None else head.register_forward_pre_hook(note)
     for number, ids in enumerate(batches):
         if progress:
             progress(number, len(batches), "teacher")
         logits = model(input_ids=ids, use_cache=False).logits
         if not bool(torch.isfinite(logits).all()):
             raise CheckpointError(f"{folder} gives logits that are not finite on this text; the fine-tune is broken.")
-        if plain is None:
-            plain = head is not None and bool(seen) and torch.equal(head(seen[0]), logits)
-        said = seen[0] if plain else logits
+        if number == 0 and kept is not None and not (seen and torch.equal(kept(seen[0]), logits)):
+            kept = None
+        said = logits if kept is None else seen[0]
+        if number == 0:
+            _check_room(scratch, said.nbytes // ids.numel() * sum(part.numel() for part in batches))
         save_file({"teacher": said.contiguous()}, scratch / f"{number}.safetensors")
     if handle is not None:
         handle.remove()
-    kept = _alone(head) if plain and head is not None else None
     del model, head, logits, said
     seen.clear()
     gc.collect()
     return Spool(scratch, batches, kept)
 
 
-def _alone(head: nn.Module) -> nn.Module:
-    """The head with memory of its own, so that it holds on to nothing of the model."""
-    weight: torch.Tensor = head.get_parameter("weight").detach().clone()
-    copy = nn.Linear(weight.shape[1], weight.shape[0], bias=getattr(head, "bias", None) is not None, device="meta")
-    copy.weight = nn.Parameter(weight, requires_grad=False)
-    if copy.bias is not None:
-        copy.bias = nn.Parameter(head.get_parameter("bias").detach().clone(), requires_grad=False)
+def _alone(head: nn.Module | None) -> nn.Linear | None:
+    """The head with memory of its own, so that it holds on to nothing of the model; None where it is not linear."""
+    if not isinstance(head, nn.Linear):
+        return None
+    copy = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+    copy.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    if head.bias is not None:
+        copy.bias = nn.Parameter(head.bias.detach().clone(), requires_grad=False)
     return copy
+
+
+def _check_room(scratch: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(scratch).free
+    if nbytes > free:
+        raise DataError(
+            f"what the fine-tune says on the text takes {nbytes / 10**9:.1f} GB and {scratch.parent} has "
+            f"{free / 10**9:.1f} GB free; give fewer samples, or set TMPDIR to a folder on a larger disk."
+        )

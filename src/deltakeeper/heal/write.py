@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from deltakeeper.apply import check_base
@@ -25,68 +24,65 @@ from deltakeeper.safetensors_header import DTYPES
 
 
 def write_healed(
+    writer: ArtifactWriter,
     artifact: DeltaArtifact,
     base: Checkpoint,
     tuned: Checkpoint,
     healed: Mapping[str, Sequence[Layout]],
-    out: Path,
     how: Mapping[str, Any],
-    overwrite: bool,
 ) -> None:
-    """Write `artifact` to `out` with the terms of `healed` in the place of its own.
+    """Write `artifact` again, with the terms of `healed` in the place of its own.
 
     Args:
+        writer: what writes the new artifact, entered.
         artifact: what was healed.
         base: its base.
         tuned: its fine-tune, for the figures of the report.
         healed: new terms by tensor; every other tensor is copied.
-        out: folder to write.
         how: settings and figures of the healing, for the report.
-        overwrite: replace an artifact that is there.
 
     Raises:
-        ArtifactError: `out` may not be replaced or cannot be written.
+        ArtifactError: it cannot be written.
     """
     models = pair(base, tuned)
     records: dict[str, TensorRecord] = {}
     leaves = dict(artifact.manifest.reconstruction.leaves)
     reports: dict[str, Any] = {}
     sums: list[Sums] = []
-    with ArtifactWriter(out, overwrite, (artifact.path, base.path, tuned.path)) as writer:
-        for name in in_order(artifact.names):
-            record = artifact.record(name)
-            terms, added = artifact.terms(name), artifact.added_rows(name)
-            figures = None
-            if record.encoding == "terms":
-                new = list(healed.get(name, terms))
-                parts = [(part.slice, term) for part, term in zip(record.terms, new, strict=True)]
-                term_records, nbytes, digest = writer.add(name, parts, added)
-                record = replace(record, terms=term_records, stored_bytes=nbytes, sha256=digest)
-                before = check_base(base, artifact, name, record)
-                if name in healed:
-                    decoded = reconstruct(record, new, before, added, DTYPES[record.dtype])
-                    leaves[name] = leaf_hash(name, record.dtype, record.shape, as_bytes(decoded))
-                if not new[0].replaces:
-                    delta = dense_delta(record, new)
-                    oriented = delta.T.contiguous() if record.transposed else delta
-                    found = compare(models.tensor(name).matrix(), oriented)
-                    sums.append(found)
-                    figures = asdict(summarise([found]))
-            records[name] = record
-            reports[name] = {"encoding": record.encoding, "stored_bytes": record.stored_bytes, "fidelity": figures}
-        manifest = artifact.manifest
-        source = replace(manifest.reconstruction, root=root_of(leaves), leaves=dict(sorted(leaves.items())))
-        for file in sorted(artifact.path.iterdir()):
-            if file.is_file() and not file.name.startswith("delta_") and file.name != CARD_NAME:
-                writer.copy(file)
-        report = {
-            "codec": manifest.codec,
-            "seconds": round(float(how["seconds"]), 3),
-            "peak_rss": peak_memory(),
-            "total": asdict(summarise(sums)),
-            "tensors": reports,
-            "healing": dict(how),
-        }
-        writer.write_text(REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
-        healed_manifest = replace(manifest, tensors=dict(sorted(records.items())), reconstruction=source)
-        writer.finish(healed_manifest, write_card)
+    for name in in_order(artifact.names):
+        record = artifact.record(name)
+        terms, added = artifact.terms(name), artifact.added_rows(name)
+        figures = None
+        if record.encoding == "terms":
+            new = list(healed.get(name, terms))
+            parts = [(part.slice, term) for part, term in zip(record.terms, new, strict=True)]
+            term_records, nbytes, digest = writer.add(name, parts, added)
+            record = replace(record, terms=term_records, stored_bytes=nbytes, sha256=digest)
+            before = check_base(base, artifact, name, record)
+            if name in healed:
+                decoded = reconstruct(record, new, before, added, DTYPES[record.dtype])
+                leaves[name] = leaf_hash(name, record.dtype, record.shape, as_bytes(decoded))
+            if not new[0].replaces:
+                delta = dense_delta(record, new)
+                oriented = delta.T.contiguous() if record.transposed else delta
+                found = compare(models.tensor(name).matrix(), oriented)
+                sums.append(found)
+                figures = asdict(summarise([found]))
+        records[name] = record
+        reports[name] = {"encoding": record.encoding, "stored_bytes": record.stored_bytes, "fidelity": figures}
+    manifest = artifact.manifest
+    source = replace(manifest.reconstruction, root=root_of(leaves), leaves=dict(sorted(leaves.items())))
+    for file in sorted(artifact.path.iterdir()):
+        if file.is_file() and not file.name.startswith("delta_") and file.name != CARD_NAME:
+            writer.copy(file)
+    report = {
+        "codec": manifest.codec,
+        "seconds": round(float(how["seconds"]), 3),
+        "peak_rss": peak_memory(),
+        "total": asdict(summarise(sums)),
+        "tensors": reports,
+        "healing": dict(how),
+    }
+    writer.write_text(REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
+    healed_manifest = replace(manifest, tensors=dict(sorted(records.items())), reconstruction=source)
+    writer.finish(healed_manifest, write_card)
