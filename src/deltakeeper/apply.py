@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from deltakeeper.artifact import SIDE_FILES, DeltaArtifact, open_artifact
-from deltakeeper.artifact_writer import as_bytes, publish, refuse_existing
+from deltakeeper.artifact_writer import as_bytes, explain_writing, publish, refuse_existing
 from deltakeeper.attach import Change
 from deltakeeper.checkpoint import Checkpoint, TensorInfo, opened
 from deltakeeper.errors import ArtifactError, BaseMismatchError
@@ -142,11 +142,12 @@ def apply_delta(
 
     Raises:
         BaseMismatchError: this is not the base that the delta was made from.
-        ArtifactError: the artifact is damaged, does not decode to what it promises, or `out` may not be replaced.
+        ArtifactError: the artifact is damaged, does not decode to what it promises, or `out` may not be replaced or cannot
+            be written.
     """
     artifact = delta if isinstance(delta, DeltaArtifact) else open_artifact(delta)
     target = Path(out)
-    with opened(base) as origin, one_thread_each() as threads:
+    with opened(base) as origin, one_thread_each() as threads, explain_writing(target):
         refuse_existing(target, overwrite, "model", (origin.path, artifact.path))
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -166,6 +167,9 @@ def _write_weights(origin: Checkpoint, artifact: DeltaArtifact, folder: Path, wo
     aliases = {n: str(artifact.record(n).tied_to) for n in artifact.names if artifact.record(n).tied_to}
     planned = {name: _planned(artifact.record(name)) for name in names_in_order(artifact.names, aliases)}
     stored = [name for name in artifact.names if name not in aliases]
+    for name in stored:
+        if (record := artifact.record(name)).base_name is not None:
+            base_tensor(origin, artifact, record, name)  # before room on disk is taken for a shape that is made up
     with ModelWriter(folder, planned) as writer:
 
         def write(name: str) -> str:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from deltakeeper.artifact import REPORT_NAME, SIDE_FILES
 from deltakeeper.artifact_writer import ArtifactWriter
+from deltakeeper.budget import Forecast, allocate, forecast, target_bytes
+from deltakeeper.calibration import Calibration
+from deltakeeper.card import write_card
 from deltakeeper.checkpoint import Checkpoint, opened
-from deltakeeper.codecs import Codec, parse_codec, spell
+from deltakeeper.codecs import Codec, spell
 from deltakeeper.compression_report import CompressionReport, TensorReport, peak_memory
 from deltakeeper.delta import DeltaPair, pair
-from deltakeeper.encode import Encoded, encode_tensor, working_bytes
-from deltakeeper.errors import CodecError
+from deltakeeper.encode import Encoded, decode_tensor, encode_tensor, working_bytes
+from deltakeeper.errors import CheckpointError, CodecError
 from deltakeeper.fidelity import Sums, summarise
 from deltakeeper.fingerprint import hash_tensor, root_of
 from deltakeeper.manifest import Manifest, Source, TensorRecord
-from deltakeeper.plan import Choice, Rules
+from deltakeeper.plan import Choice, Rules, choose_codec, in_order
 from deltakeeper.survey import survey_delta
 from deltakeeper.workers import map_in_order, one_thread_each
 
@@ -40,9 +43,13 @@ def compress(
     codec: Codec | str,
     *,
     embeddings: str = "codec",
-    norms: Literal["dense", "base"] = "dense",
+    norms: str = "dense",
+    target_size: str | int | None = None,
+    target_ratio: str | float | None = None,
+    text: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_plan: Callable[[Forecast], None] | None = None,
     workers: int | None = None,
 ) -> CompressionReport:
     """Compress the difference between two models into the artifact folder `out`.
@@ -51,12 +58,18 @@ def compress(
         base: the base model, opened or by name.
         tuned: its fine-tune, opened or by name; a LoRA adapter folder will do.
         out: folder to write; nothing is left there if anything fails.
-        codec: a codec or its spelling, such as `bitdelta:bits=2` or `bitdelta+svd:rank=8`.
+        codec: a codec or its spelling, such as `bitdelta:bits=2` or `bitdelta+svd:rank=8`; with a target also `auto`.
         embeddings: how input embeddings and heads are stored: `codec` as other matrices, `dense` as the fine-tune has
             them, `base` as the base has them, or the spelling of a codec of their own.
         norms: how norms, biases and other vectors are stored: `dense` as the fine-tune has them, or `base`.
+        target_size: the most that the artifact may take, in bytes or as text (`400MB`): the codec's bits, rank or
+            density are chosen for each tensor so that the error is least.
+        target_ratio: the same as a share of the fine-tune's bytes: 16 means a sixteenth.
+        text: calibration text, `.txt` or `.jsonl`: codecs that can, and the choice of settings, weigh errors by what
+            layers are fed on it. The fine-tune is loaded for that.
         overwrite: replace an artifact that is there.
         progress: called before each tensor.
+        on_plan: called with the plan that a target led to, before anything is encoded.
         workers: tensors that are worked on side by side, torch's number of threads by default. The bytes of the payload
             do not depend on it.
 
@@ -64,30 +77,35 @@ def compress(
         CheckpointError: a model cannot be read, or the two do not belong together.
         CodecError: a setting of the codec does not fit, or a difference is not finite.
         ArtifactError: `out` exists and may not be replaced.
+        DataError: the calibration text cannot be used.
     """
     started = time.monotonic()
-    method = parse_codec(codec) if isinstance(codec, str) else codec
+    budgeted = target_size is not None or target_ratio is not None
+    method = choose_codec(codec, budgeted=budgeted) if isinstance(codec, str) else codec
     rules = Rules(method, embeddings, norms)
     with (
         opened(base) as origin,
         opened(tuned, base=origin) as target,
         ArtifactWriter(Path(out), overwrite, (origin.path, target.path)) as writer,
-        one_thread_each() as threads,
     ):
+        if origin.path.resolve() == target.path.resolve():
+            raise _same(origin, target)
         models = pair(origin, target)
-        choices = plan_tensors(models, rules)
+        calibration = None if text is None else Calibration(target.path, text)
+        goal = target_bytes(models, size=_as_text(target_size), ratio=_as_text(target_ratio))
+        if goal is None:
+            choices = plan_tensors(models, rules)
+        else:
+            fed = None if calibration is None else calibration.inputs
+            allocation = allocate(models, rules, goal, inputs=fed, progress=progress)
+            choices = allocation.choices
+            if on_plan:
+                on_plan(forecast(models, rules, allocation))
         run = _Run(models, writer)
-        count = workers or threads
-        results = map_in_order(
-            lambda name: encode_tensor(models, name, choices[name]),
-            _read_ahead(models, choices),
-            cost=lambda name: working_bytes(models, name, choices[name]),
-            workers=count,
-        )
-        for i, name in enumerate(choices):
+        for i, (name, encoded, choice) in enumerate(_encode_all(models, choices, calibration, workers)):
             if progress:
                 progress(i, len(choices), name)
-            run.store(name, next(results), choices[name], rules)
+            run.store(name, encoded, choice, rules)
         manifest = run.manifest(spell(method))
         for file in _side_files(origin.path, target.path):
             writer.copy(file)
@@ -95,12 +113,53 @@ def compress(
             "codec": spell(method),
             "seconds": round(time.monotonic() - started, 3),
             "peak_rss": peak_memory(),
-            "total": asdict(summarise(run.sums)),
+            "total": asdict(summarise(list(run.sums.values()))),
             "tensors": {name: asdict(item) for name, item in run.reports.items()},
         }
+        if text is not None:
+            report["calibration"] = {"text": str(text), "sha256": hashlib.sha256(Path(text).read_bytes()).hexdigest()}
         writer.write_text(REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
-        writer.finish(manifest)
+        options = {"target-size": target_size, "target-ratio": target_ratio, "text": text}
+        command = _command(origin, target, rules, options)
+        writer.finish(manifest, lambda folder: write_card(folder, command))
     return CompressionReport.load(Path(out))
+
+
+def _encode_all(
+    models: DeltaPair, choices: Mapping[str, Choice], calibration: Calibration | None, workers: int | None
+) -> Iterator[tuple[str, Encoded, Choice]]:
+    if calibration is not None and any(c.codec and c.codec.uses_inputs for c in choices.values()):
+        yield from _encode_in_turn(models, choices, calibration)
+        return
+    with one_thread_each() as threads:
+        yield from _encode_side_by_side(models, choices, workers or threads)
+
+
+def _encode_side_by_side(
+    models: DeltaPair, choices: Mapping[str, Choice], workers: int
+) -> Iterator[tuple[str, Encoded, Choice]]:
+    names = in_order(choices)
+    found = map_in_order(
+        lambda name: encode_tensor(models, name, choices[name]),
+        _read_ahead(models, names),
+        cost=lambda name: working_bytes(models, name, choices[name]),
+        workers=workers,
+    )
+    return ((name, encoded, choices[name]) for name, encoded in zip(names, found, strict=True))
+
+
+def _encode_in_turn(
+    models: DeltaPair, choices: Mapping[str, Choice], calibration: Calibration
+) -> Iterator[tuple[str, Encoded, Choice]]:
+    """In the order of the layers, each calibrated on what the compressed layers before it give (as GPTQ does it)."""
+    later = [name for name in calibration.names if name in choices]
+    for name in [*(n for n in in_order(choices) if n not in later), *later]:
+        choice = choices[name]
+        wanted = choice.codec is not None and choice.codec.uses_inputs
+        encoded = encode_tensor(models, name, choice, calibration.inputs(name) if wanted else None)
+        if encoded.record.encoding in ("terms", "base"):
+            calibration.update(name, decode_tensor(models, name, encoded))
+        yield name, encoded, choice
 
 
 def _read_ahead(models: DeltaPair, names: Iterable[str]) -> Iterator[str]:
@@ -118,8 +177,7 @@ def plan_tensors(models: DeltaPair, rules: Rules) -> dict[str, Choice]:
     Raises:
         CodecError: a tensor was to be taken from the base, which does not have it in this shape.
     """
-    names = sorted(models.names(), key=_natural)
-    choices = {name: rules.decide(models, name) for name in names}
+    choices = {name: rules.decide(models, name) for name in in_order(models.names())}
     asked = {choice.codec for choice in choices.values() if choice.codec is not None and choice.codec.surveys}
     for codec in asked:
         chosen = [name for name, choice in choices.items() if choice.codec == codec]
@@ -135,7 +193,7 @@ class _Run:
         self.models, self.writer = models, writer
         self.records: dict[str, TensorRecord] = {}
         self.reports: dict[str, TensorReport] = {}
-        self.sums: list[Sums] = []
+        self.sums: dict[str, Sums] = {}
         self.exact = True
         self.base_leaves: dict[str, str] = {}
         self.target_leaves: dict[str, str] = {}
@@ -160,7 +218,7 @@ class _Run:
         figures = None if found.sums is None else summarise([found.sums])
         self.reports[name] = TensorReport(record.encoding, record.stored_bytes, figures)
         if found.sums is not None:
-            self.sums.append(found.sums)
+            self.sums[name] = found.sums
         for leaves, key, leaf in (
             (self.base_leaves, record.base_name or name, found.base_leaf),
             (self.target_leaves, name, found.target_leaf),
@@ -170,8 +228,14 @@ class _Run:
                 leaves[key] = leaf
 
     def manifest(self, codec: str) -> Manifest:
-        """The manifest of what was stored; every tensor of the fine-tune has a record by construction."""
+        """The manifest of what was stored; every tensor of the fine-tune has a record by construction.
+
+        Raises:
+            CheckpointError: the two models are the same.
+        """
         origin, target = self.models.base, self.models.tuned
+        if all(record.encoding in ("unchanged", "tied") for record in self.records.values()):
+            raise _same(origin, target)
         missed = set(target.tensors) - set(self.records)
         if missed:
             raise CodecError(f"tensor '{min(missed)}' was left out of the artifact; report this as a bug.")
@@ -190,13 +254,26 @@ class _Run:
         )
 
 
+def _same(base: Checkpoint, tuned: Checkpoint) -> CheckpointError:
+    return CheckpointError(
+        f"nothing differs between {tuned.name_or_path} and {base.name_or_path}; give a fine-tune and its base."
+    )
+
+
 def _sorted(values: Mapping[str, V]) -> dict[str, V]:
     return dict(sorted(values.items()))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts layer 10 after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def _as_text(value: str | float | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _command(origin: Checkpoint, target: Checkpoint, rules: Rules, options: Mapping[str, object]) -> str:
+    """The command line that makes this artifact, for its card."""
+    given = {"codec": spell(rules.codec), "embeddings": rules.embeddings, "norms": rules.norms, **options}
+    usual = {"embeddings": "codec", "norms": "dense"}
+    words = [f"--{name} {value}" for name, value in given.items() if value is not None and usual.get(name) != value]
+    return f"deltakeeper compress {origin.name_or_path} {target.name_or_path} -o DELTA {' '.join(words)}"
 
 
 def _side_files(base: Path, tuned: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,8 @@ EMBEDDING_NAMES = (
     "tok_embeddings.weight",
 )
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight", "output.weight")
+_ROWS_OF_TOKENS = ("lm_head.bias", "embed_out.bias", "output.bias", "wpe.weight", "embed_positions.weight")
+_BLOCK_BYTES = 1 << 20
 PREFIXES = ("model.", "transformer.", "gpt_neox.", "base_model.")
 
 
@@ -76,23 +78,25 @@ class DeltaPair:
     Attributes:
         base: the base checkpoint.
         tuned: the fine-tuned checkpoint.
-        missing: tensors of the base that the fine-tune does not have.
+        missing: tensors of the base that the fine-tune does not have, aliases left out.
         tied: aliases in the fine-tune that hold the bytes of another tensor, by alias.
     """
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
         self.base, self.tuned = base, tuned
-        self._base_names = _match_names(base, tuned)
-        used = set(self._base_names.values())
-        self.tied = _find_ties(base, tuned)
-        self.missing = sorted(set(base.tensors) - used)
+        aliases = tied_aliases(base)
+        matched = _match_names(base, tuned)
+        self._base_names = {name: aliases.get(origin, origin) for name, origin in matched.items()}
+        self._base_names |= _heads_of_tied_base(base, tuned, self._base_names)
+        self.tied = tied_aliases(tuned, assumed=set(tuned.tensors) - set(base.tensors))
+        self.missing = sorted(set(base.tensors) - set(matched.values()) - set(aliases) - set(self._base_names.values()))
 
     def names(self) -> list[str]:
         """Names of the fine-tune's tensors, sorted."""
         return list(self.tuned.tensors)
 
     def base_name(self, name: str) -> str | None:
-        """The base's name for a tensor of the fine-tune, or None if it is new."""
+        """The base's name for a tensor of the fine-tune, never an alias, or None if it is new."""
         return self._base_names.get(name)
 
     def role(self, name: str) -> Role:
@@ -123,17 +127,28 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> DeltaPair:
     """Match a fine-tune with its base.
 
     Raises:
-        CheckpointError: not one matrix of the two has the same name and shape.
+        CheckpointError: not one matrix of the two has the same name and shape, or a tensor has another shape than its
+            base and is none whose rows are tokens.
     """
     found = DeltaPair(base, tuned)
-    for name in found.names():
-        origin = found.base_name(name)
-        shape = tuned.tensors[name].shape
-        if origin and len(shape) >= 2 and shape[1:] == base.tensors[origin].shape[1:]:
-            return found
-    raise CheckpointError(
-        f"{tuned.name_or_path} and {base.name_or_path} have no matrix in common; give the base of this fine-tune."
-    )
+    matched = [(name, origin) for name in found.names() if (origin := found.base_name(name)) is not None]
+    shapes = {name: (base.tensors[origin].shape, tuned.tensors[name].shape) for name, origin in matched}
+    if not any(len(before) >= 2 and before[1:] == after[1:] for before, after in shapes.values()):
+        raise CheckpointError(
+            f"{tuned.name_or_path} and {base.name_or_path} have no matrix in common; give the base of this fine-tune."
+        )
+    for name, (before, after) in shapes.items():
+        if before != after and not (_resizable(name) and before[1:] == after[1:] and len(before) == len(after)):
+            raise CheckpointError(
+                f"tensor '{name}' is {list(after)} in {tuned.name_or_path} but {list(before)} in {base.name_or_path}, "
+                "and only embeddings and heads may differ, in their number of rows; give the base of this fine-tune."
+            )
+    return found
+
+
+def _resizable(name: str) -> bool:
+    """Whether the rows of a tensor are tokens or positions, of which a fine-tune may have more or fewer."""
+    return name.endswith((*EMBEDDING_NAMES, *HEAD_NAMES, *_ROWS_OF_TOKENS))
 
 
 def role_of(name: str, shape: tuple[int, ...]) -> Role:
@@ -177,16 +192,35 @@ def _match_names(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
     return found | (candidates[0] if candidates else {})
 
 
-def _find_ties(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
-    """Heads that are only another name for the input embedding: equal bytes, and tied by config or new in the file."""
-    embeddings = [n for n in tuned.tensors if n.endswith(EMBEDDING_NAMES)]
-    heads = [n for n in tuned.tensors if n.endswith(HEAD_NAMES)]
-    ties = {}
-    for head in heads:
-        for embedding in embeddings:
-            a, b = tuned.tensors[head], tuned.tensors[embedding]
-            declared = bool(tuned.config.get("tie_word_embeddings")) or head not in base.tensors
-            alike = a.shape == b.shape and a.dtype == b.dtype
-            if declared and alike and torch.equal(tuned.read(head), tuned.read(embedding)):
-                ties[head] = embedding
-    return ties
+def tied_aliases(model: Checkpoint, assumed: Collection[str] = ()) -> dict[str, str]:
+    """Heads that are only another name for the input embedding, by alias: equal bytes, and not denied by the config.
+
+    Whether a file repeats a tied embedding depends on what saved it, so an alias has no part in a fingerprint.
+
+    Args:
+        model: the checkpoint.
+        assumed: heads that count as tied whatever the config says, if their bytes are equal.
+    """
+    denied = model.config.get("tie_word_embeddings") is False
+    embeddings = [name for name in model.tensors if name.endswith(EMBEDDING_NAMES)]
+    heads = [name for name in model.tensors if name.endswith(HEAD_NAMES) and (not denied or name in assumed)]
+    pairs = ((head, embedding) for head in heads for embedding in embeddings)
+    return {head: embedding for head, embedding in pairs if _same_bytes(model, head, embedding)}
+
+
+def _same_bytes(model: Checkpoint, first: str, second: str) -> bool:
+    a, b = model.tensors[first], model.tensors[second]
+    if a.shape != b.shape or a.dtype != b.dtype or a.numel == 0:
+        return False
+    rows = zip(model.blocks(first, _BLOCK_BYTES), model.blocks(second, _BLOCK_BYTES), strict=True)
+    return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for (_, x), (_, y) in rows)
+
+
+def _heads_of_tied_base(base: Checkpoint, tuned: Checkpoint, found: Mapping[str, str]) -> dict[str, str]:
+    """Heads that the fine-tune has and the base has only as its embedding, since it is tied and saved without one."""
+    embeddings = [name for name in base.tensors if name.endswith(EMBEDDING_NAMES)]
+    heads = [name for name in tuned.tensors if name.endswith(HEAD_NAMES) and name not in found]
+    if not base.config.get("tie_word_embeddings") or len(embeddings) != 1:
+        return {}
+    width = base.tensors[embeddings[0]].shape[1:]
+    return {head: embeddings[0] for head in heads if tuned.tensors[head].shape[1:] == width}

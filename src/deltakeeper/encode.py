@@ -24,9 +24,6 @@ from deltakeeper.reconstruct import dense_delta, merge_block, reconstruct
 BLOCK_BYTES = 1 << 20
 """Rows of base and fine-tune are read in blocks of about this size, which stay in the cache of one core."""
 
-INEXACT = ("lowrank",)
-"""Layouts that decode through a matrix product, whose order of summation differs between machines."""
-
 Slices = list[tuple[int | None, Layout]]
 
 
@@ -55,7 +52,7 @@ class Encoded:
     @property
     def exact(self) -> bool:
         """Whether every machine decodes it to the same bytes."""
-        return not any(term.name in INEXACT for _, term in self.terms)
+        return all(term.exact for _, term in self.terms)
 
 
 def encode_tensor(models: DeltaPair, name: str, choice: Choice, inputs: Inputs | None = None) -> Encoded:
@@ -81,6 +78,16 @@ def encode_tensor(models: DeltaPair, name: str, choice: Choice, inputs: Inputs |
     if encoder is not None:
         return _encode_blocks(models, name, record, encoder)
     return _encode_whole(models, name, record, choice, inputs)
+
+
+def decode_tensor(models: DeltaPair, name: str, encoded: Encoded) -> torch.Tensor:
+    """What the artifact will give back for one tensor, in the dtype of the fine-tune."""
+    origin = encoded.record.base_name
+    base = None if origin is None else models.base.read(origin)
+    records = tuple(TermRecord(term.name, {}, part) for part, term in encoded.terms)
+    record = replace(encoded.record, terms=records, added_rows=0 if encoded.added is None else len(encoded.added))
+    terms = [term for _, term in encoded.terms]
+    return reconstruct(record, terms, base, encoded.added, models.tuned.tensors[name].dtype)
 
 
 def working_bytes(models: DeltaPair, name: str, choice: Choice) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from deltakeeper.codecs import Codec, parse_codec
+from deltakeeper.codecs.auto import Auto
 from deltakeeper.delta import DeltaPair, TensorDelta
 from deltakeeper.errors import CodecError
 
@@ -83,6 +86,24 @@ class Rules:
         if rule == "dense" or not encodable(pair, name):
             return Choice("value")
         return Choice("terms", self._embedding_codec if group in ("embedding", "head") else self.codec)
+
+
+def choose_codec(text: str, *, budgeted: bool = False) -> Codec:
+    """The codec of a spelling, or with a budget also `auto`: the best of several for each tensor.
+
+    Raises:
+        CodecError: it is no spelling of a codec, or `auto` without a budget.
+    """
+    if text.strip() != "auto":
+        return parse_codec(text)
+    if not budgeted:
+        raise CodecError("codec 'auto' chooses by a budget; give --target-size or --target-ratio as well.")
+    return Auto()
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of their layers, in which an artifact holds them: layer 10 comes after layer 9."""
+    return sorted(names, key=lambda n: [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", n)])
 
 
 def group_of(pair: DeltaPair, name: str) -> Group:

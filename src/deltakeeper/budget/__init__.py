@@ -1,0 +1,16 @@
+"""Meet a size: which settings each tensor gets so that the whole artifact stays within a number of bytes."""
+
+from deltakeeper.budget.allocation import Allocation, TensorPlan, allocate, target_bytes
+from deltakeeper.budget.forecast import Forecast, forecast
+from deltakeeper.budget.sizes import parse_ratio, parse_size
+
+__all__ = [
+    "Allocation",
+    "Forecast",
+    "TensorPlan",
+    "allocate",
+    "forecast",
+    "parse_ratio",
+    "parse_size",
+    "target_bytes",
+]
