@@ -8,26 +8,16 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from deltakeeper import agreement, cli
 from deltakeeper.agreement import measure_agreement, read_windows
 from deltakeeper.apply import apply_delta
 from deltakeeper.compress import compress
 from deltakeeper.errors import CheckpointError, DataError
-from deltakeeper.testing import write_pair
+from deltakeeper.testing import write_pair, write_tokenizer
 from deltakeeper.verify import verify
 
 WORDS = 90
-
-
-def add_tokenizer(folder, extra=0):
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3} | {f"w{i}": 4 + i for i in range(WORDS + extra)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
 
 
 def write_text(folder, words=150, modulus=WORDS):
@@ -37,7 +27,7 @@ def write_text(folder, words=150, modulus=WORDS):
 
 def made(folder, kind="llama", codec="bitdelta", extra=0, **settings):
     base, tuned = write_pair(kind, folder, scale=0.05, vocab_extra=extra, **settings)
-    add_tokenizer(tuned, extra)
+    write_tokenizer(tuned, WORDS + extra)
     compress(base, tuned, folder / "delta", codec)
     return base, tuned, folder / "delta"
 
@@ -109,7 +99,7 @@ def test_an_adapter_is_a_fine_tune_too(tmp_path):
 
     model = build_model("llama")
     model.save_pretrained(tmp_path / "base")
-    add_tokenizer(tmp_path / "base")
+    write_tokenizer(tmp_path / "base")
     torch.manual_seed(0)
     settings = LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"])
     adapted = get_peft_model(model, settings).eval()

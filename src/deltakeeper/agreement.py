@@ -17,6 +17,7 @@ import torch
 
 from deltakeeper.calibration.text import read_text, tokenise
 from deltakeeper.checkpoint import read_config
+from deltakeeper.devices import working_device
 from deltakeeper.errors import CheckpointError, DataError
 
 Precision = Literal["float32", "stored"]
@@ -147,7 +148,7 @@ def _run(folder: Path, windows: Sequence[torch.Tensor], precision: Precision) ->
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False
         )
-        model.eval()
+        model.eval().to(working_device())
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(f"{folder} cannot be run ({reason}); give a model that transformers loads.") from error

@@ -142,8 +142,8 @@ def apply_delta(
 
     Raises:
         BaseMismatchError: this is not the base that the delta was made from.
-        ArtifactError: the artifact is damaged, does not decode to what it promises, or `out` may not be replaced or cannot
-            be written.
+        ArtifactError: the artifact is damaged or does not decode to what it promises, or `out` cannot be written or may
+            not be replaced.
     """
     artifact = delta if isinstance(delta, DeltaArtifact) else open_artifact(delta)
     target = Path(out)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,7 @@ from deltakeeper.errors import CheckpointError, CodecError
 from deltakeeper.fidelity import Sums, summarise
 from deltakeeper.fingerprint import hash_tensor, root_of
 from deltakeeper.manifest import Manifest, Source, TensorRecord
+from deltakeeper.model_folder import tuned_folder
 from deltakeeper.plan import Choice, Rules, choose_codec, in_order
 from deltakeeper.survey import survey_delta
 from deltakeeper.workers import map_in_order, one_thread_each
@@ -87,11 +90,15 @@ def compress(
         opened(base) as origin,
         opened(tuned, base=origin) as target,
         ArtifactWriter(Path(out), overwrite, (origin.path, target.path)) as writer,
+        ExitStack() as stack,
     ):
         if origin.path.resolve() == target.path.resolve():
             raise _same(origin, target)
         models = pair(origin, target)
-        calibration = None if text is None else Calibration(target.path, text)
+        calibration = None
+        if text is not None:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltakeeper-")))
+            calibration = Calibration(tuned_folder(target, origin, scratch), text)
         goal = target_bytes(models, size=_as_text(target_size), ratio=_as_text(target_ratio))
         if goal is None:
             choices = plan_tensors(models, rules)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from deltakeeper.agreement import Agreement, Precision, measure_agreement, read_windows
 from deltakeeper.apply import apply_delta, check_base
-from deltakeeper.artifact import SIDE_FILES, DeltaArtifact, open_artifact
+from deltakeeper.artifact import DeltaArtifact, open_artifact
 from deltakeeper.artifact_writer import as_bytes
 from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.delta import pair
 from deltakeeper.errors import ArtifactError, BaseMismatchError, CheckpointError, DataError
 from deltakeeper.fidelity import Fidelity, Sums, compare, summarise
 from deltakeeper.fingerprint import leaf_hash
+from deltakeeper.model_folder import tuned_folder
 from deltakeeper.reconstruct import reconstruct
 from deltakeeper.safetensors_header import DTYPES
 
@@ -117,8 +116,8 @@ def _agreement(
     """Agreement on a text, through checkpoints on disk: what `apply` writes is what is measured."""
     with tempfile.TemporaryDirectory(prefix="deltakeeper-") as folder:
         scratch = Path(folder)
-        tuned = target.path if type(target) is Checkpoint else _written(target, origin, scratch / "tuned")
         tell("the fine-tune on the text")
+        tuned = tuned_folder(target, origin, scratch)
 
         def decoded() -> Path:
             tell("the decoded model on the text")
@@ -130,18 +129,6 @@ def _agreement(
 
         others = {"decoded": decoded, "base": base}
         return measure_agreement(tuned, others, windows, scratch, precision=precision)
-
-
-def _written(model: Checkpoint, origin: Checkpoint, folder: Path) -> Path:
-    """A fine-tune that exists as an adapter only, as a checkpoint."""
-    folder.mkdir()
-    tensors = {name: model.read(name).to(info.dtype).contiguous() for name, info in model.tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for name in SIDE_FILES:
-        source = model.path / name if (model.path / name).is_file() else origin.path / name
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
-    return folder
 
 
 def _verify(

@@ -7,22 +7,16 @@ import pytest
 from deltakeeper import cli, open_artifact, verify
 from deltakeeper.compress import compress
 from deltakeeper.heal import heal
-from deltakeeper.testing import write_pair
+from deltakeeper.testing import write_pair, write_tokenizer
 
-WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(90))]
-TEXT = [" ".join(WORDS[3 + (7 * i + j * j) % 90] for j in range(24)) for i in range(40)]
+TEXT = [" ".join(f"w{(7 * i + j * j) % 90}" for j in range(24)) for i in range(40)]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("heal")
     base, tuned = write_pair("llama", folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(tuned)
+    write_tokenizer(tuned)
     compress(base, tuned, folder / "delta", "bitdelta:bits=2,scale=row")
     (folder / "text.txt").write_text("\n\n".join(TEXT))
     return folder

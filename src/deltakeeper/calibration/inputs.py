@@ -14,6 +14,7 @@ from deltakeeper.calibration.layers import LayerGroup, chunk_groups, group_layer
 from deltakeeper.calibration.text import Document, read_text, stack_rows, tokenise
 from deltakeeper.codecs import Inputs
 from deltakeeper.delta import PREFIXES
+from deltakeeper.devices import working_device
 from deltakeeper.errors import CheckpointError, DataError, DeltakeeperError
 
 MEMORY = 2**30
@@ -45,7 +46,7 @@ class Calibration:
         length: int = 512,
         batch: int = 4,
         memory: int = MEMORY,
-        device: str = "cpu",
+        device: str | torch.device | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Load the model and cut the text.
@@ -57,7 +58,7 @@ class Calibration:
             length: tokens in a row, at most what the model's positions allow.
             batch: rows at a time.
             memory: bytes of sums that may be held at once; one layer always may.
-            device: where the model runs.
+            device: where the model runs, `working_device()` by default.
             progress: called with batches done and batches in all, in every pass.
 
         Raises:
@@ -65,13 +66,13 @@ class Calibration:
             DataError: the text cannot be used.
             DeltakeeperError: transformers is not installed.
         """
-        self._memory, self._progress, self._device = memory, progress, device
+        self._memory, self._progress, self._device = memory, progress, device or working_device()
         documents = read_text(text) if isinstance(text, (str, Path)) else list(text)
         if isinstance(model, nn.Module):
             self._model, tokenizer = model.eval(), None
         else:
             self._model, tokenizer = load_model(Path(model))
-        self._model.to(device)
+        self._model.to(self._device)
         rows = [row for row in documents if isinstance(row, torch.Tensor)]
         if len(rows) < len(documents) or not rows:
             if tokenizer is None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from deltakeeper.devices import working_device
 from deltakeeper.errors import CodecError
 
 DOUBLE_UP_TO = 4096
@@ -142,16 +143,17 @@ def roots(gram: torch.Tensor, damp: float) -> tuple[torch.Tensor, torch.Tensor]:
     level = math.ldexp(1.0, half)  # it and its square are powers of two, so that scaling by them is exact
     # Reversed, because the lower factor of the reversed gram, reversed again, is the wanted upper one: one
     # factorisation, and the gram itself is never inverted.
-    reverse = gram.to(dtype).div(level).div_(level).flip(0, 1)
+    reverse = gram.to(working_device(), dtype).div(level).div_(level).flip(0, 1)
     share = max(damp, 1e-8) * mean / level / level
     reverse.diagonal().add_(share)
     for _ in range(_ATTEMPTS):
         lower, failed = torch.linalg.cholesky_ex(reverse)
         if not bool(failed) and bool(torch.isfinite(lower.diagonal()).all()):
-            inverse = torch.linalg.solve_triangular(lower, torch.eye(size, dtype=dtype), upper=False)
+            unit = torch.eye(size, dtype=dtype, device=lower.device)
+            inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
             return (
-                lower.flip(0, 1).mul_(level).float().contiguous(),
-                inverse.flip(0, 1).div_(level).float().contiguous(),
+                lower.flip(0, 1).mul_(level).float().contiguous().cpu(),
+                inverse.flip(0, 1).div_(level).float().contiguous().cpu(),
             )
         reverse.diagonal().add_(9 * share)
         share *= 10

@@ -15,6 +15,7 @@ import torch
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked, peak
+from deltakeeper.devices import working_device
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
 from deltakeeper.layouts.lowrank import Lowrank
@@ -109,9 +110,9 @@ class Svd(Codec):
 
 
 def exact_svd(matrix: torch.Tensor) -> Triplet:
-    """`U (out, k)`, singular values `(k,)` falling, `Vᵀ (k, in)`, with `k` the smaller side."""
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return u, s, vt
+    """`U (out, k)`, singular values `(k,)` falling, `Vᵀ (k, in)`, with `k` the smaller side; all on the CPU."""
+    u, s, vt = torch.linalg.svd(matrix.to(working_device()), full_matrices=False)
+    return u.cpu(), s.cpu(), vt.cpu()
 
 
 def randomised_svd(matrix: torch.Tensor, width: int, *, name: str, seed: int = 0, niter: int = 4) -> Triplet:
@@ -126,11 +127,13 @@ def randomised_svd(matrix: torch.Tensor, width: int, *, name: str, seed: int = 0
     """
     digest = hashlib.sha256(seed.to_bytes(8, "little") + name.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator)).Q
+    directions = torch.randn(matrix.shape[1], width, generator=generator)  # on the CPU: the same ones everywhere
+    matrix = matrix.to(working_device())
+    basis = torch.linalg.qr(matrix @ directions.to(matrix.device)).Q
     for _ in range(niter):
         basis = torch.linalg.qr(matrix.T @ basis).Q
         basis = torch.linalg.qr(matrix @ basis).Q
     # The thin matrix is reduced to a square one before its own decomposition, which is the slower step.
     q, r = torch.linalg.qr(matrix.T @ basis)
     u, s, vt = torch.linalg.svd(r.T)
-    return basis @ u, s, vt @ q.T
+    return (basis @ u).cpu(), s.cpu(), (vt @ q.T).cpu()

@@ -52,6 +52,7 @@ def compress(
             norms=norms,
             target_size=target_size,
             target_ratio=target_ratio,
+            text=text,
             as_json=as_json,
         )
         return

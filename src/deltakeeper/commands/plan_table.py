@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.table import Table
@@ -38,15 +40,17 @@ def show_plan(
     from deltakeeper.calibration import Calibration
     from deltakeeper.checkpoint import opened
     from deltakeeper.delta import pair
+    from deltakeeper.model_folder import tuned_folder
     from deltakeeper.plan import Rules, choose_codec
 
-    with opened(base) as origin, opened(tuned, base=origin) as target:
+    with opened(base) as origin, opened(tuned, base=origin) as target, ExitStack() as stack:
         models = pair(origin, target)
         budget = target_bytes(models, size=target_size, ratio=target_ratio)
         rules = Rules(choose_codec(codec, budgeted=budget is not None), embeddings, norms)
         allocation = None
         if budget is not None:
-            fed = None if text is None else Calibration(target.path, text).inputs
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltakeeper-")))
+            fed = None if text is None else Calibration(tuned_folder(target, origin, scratch), text).inputs
             with bar("Measure", quiet=as_json) as progress:
                 allocation = allocate(models, rules, budget, inputs=fed, progress=progress)
         print_forecast(forecast(models, rules, allocation), as_json=as_json)

@@ -66,8 +66,10 @@ class Fit:
 
     def _on(self, number: int) -> torch.Tensor:
         """The loss on one batch, over the tokens that both vocabularies have."""
-        said: torch.Tensor = self._student.model(input_ids=self._spool.batches[number], use_cache=False).logits
         wanted = self._spool.logits(number)
+        said: torch.Tensor = self._student.model(
+            input_ids=self._spool.batches[number].to(wanted.device), use_cache=False
+        ).logits
         width = min(said.shape[-1], wanted.shape[-1])
         return self._loss(said[..., :width].float(), wanted[..., :width])
 

@@ -21,14 +21,15 @@ from deltakeeper.artifact_writer import ArtifactWriter
 from deltakeeper.calibration.inputs import load_decoder
 from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.delta import pair
+from deltakeeper.devices import working_device
 from deltakeeper.errors import CheckpointError, DataError, DeltakeeperError
 from deltakeeper.fingerprint import fingerprint
 from deltakeeper.heal.fit import Fit
-from deltakeeper.heal.folders import student_folder, tuned_folder
 from deltakeeper.heal.losses import LOSSES, Loss
 from deltakeeper.heal.student import Trainable, build_student, check_forms, checksums
 from deltakeeper.heal.teacher import Progress, Text, read_batches, spool_teacher
 from deltakeeper.heal.write import write_healed
+from deltakeeper.model_folder import student_folder, tuned_folder
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def heal(
         folder = tuned_folder(target, origin, scratch)
         batches = read_batches(folder, text, samples, length, batch)
         spool = spool_teacher(folder, batches, scratch, progress)
-        model = load_decoder(student_folder(origin, artifact, scratch))
+        model = load_decoder(student_folder(origin, artifact, scratch)).to(working_device())
         student = build_student(model, artifact, trainable)
         if not student.trained:
             raise DeltakeeperError(f"{artifact.path} has no values to train; choose 'scales+uncompressed'.")

@@ -39,7 +39,7 @@ class _HealedLinear(nn.Module):
         return y + added  # (..., out)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.trained.dense().to(x.dtype))
+        return F.linear(x, self.trained.dense().to(x))
 
 
 class _HealedEmbedding(nn.Module):
@@ -57,7 +57,7 @@ class _HealedEmbedding(nn.Module):
         return total.to(rows.dtype)
 
     def _rows(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self.trained.dense())
+        return F.embedding(ids, self.trained.dense().to(ids.device))
 
 
 class _HealedValue(nn.Module):
@@ -68,7 +68,7 @@ class _HealedValue(nn.Module):
         self.trained = trained
 
     def forward(self, before: torch.Tensor) -> torch.Tensor:
-        found = self.trained.dense()
+        found = self.trained.dense().to(before.device)
         return (found if self.trained.replaces else before.float() + found).to(before.dtype)
 
 
@@ -175,7 +175,8 @@ def _put(model: nn.Module, name: str, record: TensorRecord, found: TrainedTerms)
             path, _, leaf = alias.rpartition(".")
             nn.utils.parametrize.register_parametrization(model.get_submodule(path), leaf, value)
     else:
-        parameter.data = reconstruct(record, found.terms, parameter.data, None, parameter.dtype)
+        merged = reconstruct(record, found.terms, parameter.data.cpu(), None, parameter.dtype)
+        parameter.data = merged.to(parameter.device)
 
 
 def _wrap(model: nn.Module, name: str, found: TrainedTerms) -> None:
@@ -196,4 +197,4 @@ def _wrap(model: nn.Module, name: str, found: TrainedTerms) -> None:
 def checksums(model: nn.Module) -> dict[str, int]:
     """CRC-32 of every frozen parameter's bytes, to see that none of them changes."""
     frozen = ((name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    return {name: zlib.crc32(as_bytes(parameter.detach())) for name, parameter in frozen}
+    return {name: zlib.crc32(as_bytes(parameter.detach().cpu())) for name, parameter in frozen}

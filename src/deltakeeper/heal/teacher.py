@@ -20,6 +20,7 @@ from torch import nn
 
 from deltakeeper.calibration import Document, read_text, tokenise
 from deltakeeper.calibration.inputs import load_decoder, load_tokenizer
+from deltakeeper.devices import working_device
 from deltakeeper.errors import CheckpointError, DataError
 
 Progress = Callable[[int, int, str], None]
@@ -44,7 +45,7 @@ class Spool:
     @torch.no_grad()
     def logits(self, number: int) -> torch.Tensor:
         """The teacher's logits on one batch, float32 `(rows, tokens, vocabulary)`."""
-        stored = load_file(self.folder / f"{number}.safetensors")["teacher"]
+        stored = load_file(self.folder / f"{number}.safetensors")["teacher"].to(working_device())
         found: torch.Tensor = stored if self.head is None else self.head(stored)
         return found.float()
 
@@ -82,7 +83,7 @@ def spool_teacher(folder: Path, batches: list[torch.Tensor], scratch: Path, prog
     Raises:
         CheckpointError: the model cannot be loaded, or says something that is not finite.
     """
-    model: Any = load_decoder(folder)
+    model: Any = load_decoder(folder).to(working_device())
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     kept = _alone(head)
     seen: list[torch.Tensor] = []
@@ -94,7 +95,7 @@ def spool_teacher(folder: Path, batches: list[torch.Tensor], scratch: Path, prog
     for number, ids in enumerate(batches):
         if progress:
             progress(number, len(batches), "teacher")
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids.to(model.device), use_cache=False).logits
         if not bool(torch.isfinite(logits).all()):
             raise CheckpointError(f"{folder} gives logits that are not finite on this text; the fine-tune is broken.")
         if number == 0 and kept is not None and not (seen and torch.equal(kept(seen[0]), logits)):

@@ -97,3 +97,15 @@ def write_pair(
     for model, path in zip((base, tuned), paths, strict=True):
         model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
     return paths
+
+
+def write_tokenizer(folder: Path, words: int = 90) -> None:
+    """Put a tokenizer of the words `w0`, `w1`, … behind four special tokens beside a tiny model; no letter is split."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3}
+    backend = Tokenizer(models.WordLevel(special | {f"w{i}": 4 + i for i in range(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+    tokenizer.save_pretrained(folder)
