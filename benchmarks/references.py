@@ -1,6 +1,7 @@
 """The published code of each method, run as it is: single functions and classes out of checkouts of the authors' files.
 
 Only what is named is compiled, because the files import GPU libraries that the functions themselves do not use.
+`deltatensors` is a package: `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ SOURCES = {
     "ComPEFT": "https://github.com/prateeky2806/ComPEFT",
     "deltazip": "https://github.com/eth-easl/deltazip",
     "ImPart": "https://github.com/sustech-nlp/ImPart",
+    "Delta-CoMe": "https://github.com/thunlp/Delta-CoMe",
 }
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -68,7 +70,7 @@ def compeft(root: Path, keep: float) -> Callable[[Pair], object]:
     scope = load_definitions(root / "ComPEFT/src/merge_utils.py", {"topk_values_mask"})
 
     def run(pair: Pair) -> object:
-        delta = (pair[1].float() - pair[0].float()).flatten()
+        delta = (pair[1].float() - pair[0].float()).reshape(1, -1)  # (tasks, entries)
         kept, *_ = scope["topk_values_mask"](delta, K=keep, return_mask=False)
         return torch.sign(kept) * delta.std()
 
@@ -96,6 +98,51 @@ def deltazip(root: Path, gram: torch.Tensor) -> Callable[[Pair], object]:
             return work.fasterprune(0.5, 2, 4, base_weight=pair[0])
         finally:
             torch.cuda.synchronize = synchronize
+
+    return run
+
+
+def delta_come(root: Path, ranks: dict[int, int]) -> Callable[[Pair], object]:
+    """The exact decomposition, and bands of both factors rounded by `Quantizer`; its GPTQ is not in the repository."""
+    scope = load_definitions(root / "Delta-CoMe/load_delta.py", {"decomposition"})
+    scope |= load_definitions(root / "Delta-CoMe/quant/quantizer.py", {"Quantizer"})
+
+    def run(pair: Pair) -> object:
+        u, s, v = scope["decomposition"](pair[1].float() - pair[0].float(), dim=sum(ranks.values()))
+        total, start = torch.zeros(pair[0].shape), 0
+        for bits, count in ranks.items():
+            band = slice(start, start + count)
+            left, right = (_rounded(scope["Quantizer"](), part[:, band].T, bits) for part in (u, v))
+            total += left.T @ torch.diag(s[band]) @ right
+            start += count
+        return total
+
+    return run
+
+
+def _rounded(quantizer: Any, vectors: torch.Tensor, bits: int, group: int = 128) -> torch.Tensor:
+    """Vectors rounded in groups of neighbours, as Delta-CoMe configures its quantiser."""
+    quantizer.configure(bits, perchannel=True, sym=True, mse=False)
+    parts = []
+    for part in vectors.contiguous().split(group, dim=1):
+        quantizer.find_params(part, weight=True)
+        parts.append(quantizer.quantize(part))
+    return torch.cat(parts, dim=1)
+
+
+def impart(root: Path, ratio: float, beta: float = 0.8, power: float = 0.5) -> Callable[[Pair], object]:
+    """The exact decomposition, rates by importance, and factors thinned out at random; dense results."""
+    scope = load_definitions(root / "ImPart/delta.py", {"decomposition"})
+    names = {"cal_sparsity_ratios", "apply_sparsify"}
+    scope |= load_definitions(root / "ImPart/sparsify/sparsify.py", names, dtype_16=torch.bfloat16)
+
+    def run(pair: Pair) -> object:
+        u, s, v = scope["decomposition"](pair[1].float() - pair[0].float())
+        share = (1 + (1 - 1 / ratio)) / 2
+        rates = scope["cal_sparsity_ratios"](s.tolist(), share, beta, power)
+        kept = 1 - torch.tensor(rates)
+        u, v = (scope["apply_sparsify"](part[:, : len(rates)], rates) / kept for part in (u, v))
+        return u @ torch.diag(s[: len(rates)]) @ v.T
 
     return run
 

@@ -22,28 +22,33 @@ from deltakeeper import apply_delta, compress, parse_codec
 from deltakeeper.codecs import Codec, Inputs
 from deltakeeper.safetensors_header import read_header
 
-SIDE = 4096
+SIDE, SMALL_SIDE = 4096, 2048
+BANDS = {8: 2, 3: 32, 2: 480}
+"""Vectors by their bits: Delta-CoMe's own shares for a matrix of this size."""
 BLOCK_ROWS = 128
 
 
 def run_peers(root: Path, rounds: int) -> None:
-    """One 4096 x 4096 bfloat16 matrix from memory to packed buffers."""
+    """One 4096 x 4096 (or, for exact decompositions, 2048 x 2048) bfloat16 matrix from memory to packed buffers."""
     rows = []
-    for label, ours, theirs in _contests(root):
-        rows.append({"contest": label, **_race(ours, theirs, rounds)})
+    for label, ours, theirs, side in _contests(root):
+        rows.append({"contest": label, "side": side, **_race(ours, theirs, rounds, side * side)})
         for side in ("ours", "theirs"):
             rows[-1][f"{side}_peak_mib"] = _peak_alone(root, label, side)
         print(json.dumps(rows[-1]))
         record.save("compress-peers", rows)
 
 
-def _contests(root: Path) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
-    pair = _matrix_pair()
+Contest = tuple[str, Callable[[], object], Callable[[], object], int]
+
+
+def _contests(root: Path) -> list[Contest]:
+    pairs = {side: _matrix_pair(side) for side in (SIDE, SMALL_SIDE)}
     gram = _gram()
 
-    def ours(text: str, inputs: Inputs | None = None) -> Callable[[], object]:
+    def ours(text: str, side: int, inputs: Inputs | None) -> Callable[[], object]:
         codec = parse_codec(text)
-        return lambda: encode_pair(codec, *pair, inputs)
+        return lambda: encode_pair(codec, *pairs[side], inputs)
 
     their = {
         "BitDelta: sign, scale, pack": ("bitdelta:zero=plus", references.bitdelta(root)),
@@ -56,10 +61,15 @@ def _contests(root: Path) -> list[tuple[str, Callable[[], object], Callable[[], 
         "UltraDelta: 4 bits, 97 %": ("ultradelta:p=0.97,bits=4", references.ultradelta(root, 4, 0.97)),
         "DeltaZip: 2:4, calibrated": ("deltazip", references.deltazip(root, gram)),
     }
-    found = []
-    for label, (text, run) in their.items():
-        inputs = Inputs(gram, torch.zeros(SIDE), SIDE) if "calibrated" in label else None
-        found.append((label, ours(text, inputs), lambda run=run: run(pair)))
+    small = {
+        "Delta-CoMe: data-free": ("delta_come:rank2=480,refine=false,search=false", references.delta_come(root, BANDS)),
+        "ImPart: 32 times smaller": ("impart:cr=32", references.impart(root, 32)),
+    }
+    found: list[Contest] = []
+    for label, (text, run) in (their | small).items():
+        side = SMALL_SIDE if label in small else SIDE
+        inputs = Inputs(gram, torch.zeros(SIDE), SIDE) if "2:4, calibrated" in label else None
+        found.append((label, ours(text, side, inputs), lambda run=run, side=side: run(pairs[side]), side))
     return found
 
 
@@ -73,7 +83,7 @@ def encode_pair(codec: Codec, base: torch.Tensor, tuned: torch.Tensor, inputs: I
     return encoder.finish()
 
 
-def _race(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, Any]:
+def _race(ours: Callable[[], object], theirs: Callable[[], object], rounds: int, entries: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(rounds + 1):
         for side, run in (("ours", ours), ("theirs", theirs)):
@@ -87,14 +97,14 @@ def _race(ours: Callable[[], object], theirs: Callable[[], object], rounds: int)
     row: dict[str, Any] = {"rounds": rounds, "ratio": statistics.median(ratios)}
     row |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
     for side, values in times.items():
-        row[f"{side}_mparam_s"] = SIDE * SIDE / 1e6 / statistics.median(values)
+        row[f"{side}_mparam_s"] = entries / 1e6 / statistics.median(values)
     return row
 
 
-def _matrix_pair() -> references.Pair:
+def _matrix_pair(side: int) -> references.Pair:
     generator = torch.Generator().manual_seed(0)
-    base = (torch.randn(SIDE, SIDE, generator=generator) * synthetic.WEIGHT_STD).bfloat16()
-    step = torch.randn(SIDE, SIDE, generator=generator) * synthetic.DELTA_STD
+    base = (torch.randn(side, side, generator=generator) * synthetic.WEIGHT_STD).bfloat16()
+    step = torch.randn(side, side, generator=generator) * synthetic.DELTA_STD
     return base, (base.float() + step).bfloat16()
 
 
@@ -122,7 +132,7 @@ def _peak_alone(root: Path, label: str, side: str) -> float:
 
 def growth(root: Path, label: str, side: str) -> float:
     """Peak memory in MiB above what the inputs take, in this process."""
-    _, ours, theirs = next(c for c in _contests(root) if c[0] == label)
+    _, ours, theirs, _ = next(c for c in _contests(root) if c[0] == label)
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
