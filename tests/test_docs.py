@@ -59,7 +59,7 @@ def test_the_commands_of_the_readme_run(here, capsys, monkeypatch):
 def test_public_names_are_exactly_what_is_exported():
     exported = {n for n in vars(deltakeeper) if not n.startswith("_")} | {"__version__"}
     submodules = {n for n in exported if f"deltakeeper.{n}" in __import__("sys").modules}
-    assert exported - submodules | {"compress", "verify", "fingerprint"} == set(deltakeeper.__all__)
+    assert exported - submodules | {"compress", "verify", "fingerprint", "heal"} == set(deltakeeper.__all__)
     assert all(getattr(deltakeeper, name).__doc__ for name in deltakeeper.__all__ if name[0].islower())
 
 

@@ -11,7 +11,7 @@ from deltakeeper.commands.output import bar, console, print_json
 
 
 def heal(
-    delta: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    delta: Annotated[str, typer.Argument(help="Artifact: a folder, or a hub name org/name[@revision].")],
     base: Annotated[str, typer.Option(help="Base model: a folder or a hub name.")],
     tuned: Annotated[str, typer.Option(help="The fine-tune that the artifact stands for.")],
     text: Annotated[Path, typer.Option(help="Text to heal on: paragraphs of a .txt, or a .jsonl.")],
@@ -35,10 +35,12 @@ def heal(
     Example: deltakeeper heal ./delta --base ./base --tuned ./tuned --text ./text.jsonl -o ./healed
     """
     from deltakeeper.heal import heal as run
+    from deltakeeper.hub import resolve_artifact
 
+    source = resolve_artifact(delta)
     with bar("Heal", quiet=as_json) as progress:
         report = run(
-            delta,
+            source,
             base,
             tuned,
             text,
