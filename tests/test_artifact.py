@@ -64,6 +64,24 @@ def test_truncated_files_are_refused(delta, name, share):
         open_artifact(delta)
 
 
+def test_a_value_of_another_dtype_than_the_record_says_is_refused(delta):
+    def change(value):
+        record = next(r for r in value["tensors"].values() if r["role"] == "norm" and r["encoding"] == "terms")
+        record["terms"][0]["settings"]["dtype"] = "float16"
+
+    edit(delta, change)
+    raw = (delta / "delta_model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    value = json.loads((delta / "delta_config.json").read_text())
+    name = next(n for n, r in value["tensors"].items() if r["role"] == "norm" and r["encoding"] == "terms")
+    header[f"{name}::0.delta"]["dtype"] = "F16"
+    text = json.dumps(header, separators=(",", ":")).encode()
+    (delta / "delta_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    with pytest.raises(ArtifactError, match="is not BF16"):
+        open_artifact(delta)
+
+
 def test_missing_files_are_refused(delta, tmp_path):
     with pytest.raises(ArtifactError, match=r"holds no delta_config\.json"):
         open_artifact(tmp_path)

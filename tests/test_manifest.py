@@ -76,6 +76,7 @@ def test_later_minor_versions_and_unknown_keys_are_read():
         (("codec",), None, "'codec'"),
         (("exact",), "false", "'exact' must be true or false"),
         (("exact",), 1, "'exact' must be true or false"),
+        (("exact",), False, "'exact' must be false where a term is 'lowrank', and true elsewhere"),
         (("missing",), "gone", "'missing'"),
         (("tensors",), [], "'tensors' is not an object"),
         (("tensors",), {}, "lists no tensors"),

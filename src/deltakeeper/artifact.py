@@ -181,6 +181,8 @@ class DeltaArtifact:
             except DeltakeeperError as error:
                 raise self._refusal(name, error) from error
             expected |= {payload_key(name, i, suffix): spec for suffix, spec in specs.items()}
+            if term.settings.get("encoding") == "value" and specs["delta"].dtype != DTYPES[record.dtype]:
+                raise ArtifactError(f"{self.path}: the value of tensor '{name}' is not {record.dtype}; get it again.")
         if record.added_rows:
             expected[added_rows_key(name)] = TensorSpec(DTYPES[record.dtype], (record.added_rows, *record.shape[1:]))
         return expected

@@ -14,6 +14,8 @@ from deltakeeper.safetensors_header import DTYPES, is_name
 FORMAT = "deltakeeper-delta"
 VERSION = "1.1"
 MAX_BYTES = 64 << 20
+INEXACT = "lowrank"
+"""The one layout that machines may decode to bytes of their own, within the bound of the specification."""
 ENCODINGS = ("terms", "unchanged", "base", "tied")
 ROLES = ("embedding", "head", "norm", "bias", "linear", "other")
 
@@ -208,7 +210,9 @@ def _check_base_shape(record: TensorRecord, read: FieldReader, resizable: bool) 
 
 
 def _check_whole(found: Manifest, read: FieldReader, tensors: FieldReader) -> None:
-    """Every tensor has its hashes, and every alias a tensor that it is an alias of."""
+    """Every tensor has its hashes, every alias a tensor that it is an alias of, and only products excuse other bytes."""
+    if found.exact == any(term.layout == INEXACT for record in found.tensors.values() for term in record.terms):
+        raise read.fail("exact", f"false where a term is '{INEXACT}', and true elsewhere")
     stored = {name for name, record in found.tensors.items() if record.encoding != "tied"}
     if set(found.reconstruction.leaves) != stored:
         raise read.object("reconstruction").fail("leaves", "given for every stored tensor, and for no other")

@@ -47,7 +47,7 @@ def reconstruct(
     if not terms:
         return base.to(dtype)
     delta = dense_delta(record, terms)
-    merged = torch.add(delta, base[: len(delta)]).to(dtype)  # the base is widened on the fly
+    merged = torch.add(delta, _narrow(base[: len(delta)])).to(dtype)  # half precision is widened on the fly
     return merged if added_rows is None else torch.cat([merged, added_rows.to(dtype)])
 
 
@@ -62,4 +62,9 @@ def merge_block(terms: Sequence[Layout], base: torch.Tensor, rows: slice, dtype:
     total = terms[0].to_dense()[rows]
     for term in terms[1:]:
         total = total + term.to_dense()[rows]
-    return torch.add(total, base).to(dtype)
+    return torch.add(total, _narrow(base)).to(dtype)
+
+
+def _narrow(base: torch.Tensor) -> torch.Tensor:
+    """The base in at most float32, in which sums are made."""
+    return base.float() if base.dtype == torch.float64 else base

@@ -30,14 +30,34 @@ def test_growing_past_float32_is_refused():
 
 
 @pytest.mark.parametrize("scale", ["tensor", "row", "column"])
-def test_random_signs_are_as_large_as_a_bitdelta_plane(scale):
+@pytest.mark.parametrize("zeros", [0, 350])
+def test_random_signs_are_as_large_as_a_bitdelta_plane(scale, zeros):
     delta = gaussian(400, 500)
+    delta[:, :zeros] = 0.0
     random = decode(RandomSign(scale=scale), delta)
-    plane = decode(BitDelta(scale=scale, zero="plus"), delta)
+    plane = decode(BitDelta(scale=scale), delta)
     assert torch.equal(random.abs(), plane.abs())
+    if zeros:
+        assert not random[:, :zeros].any()
+        return
     cosine = float((random * delta).sum() / random.norm() / delta.norm())
     assert abs(cosine) < 5 / delta.numel() ** 0.5
     assert abs(float((random > 0).float().mean()) - 0.5) < 2.5 / delta.numel() ** 0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale": "row", "zero": "plus"}, {"scale": "column"}])
+@pytest.mark.parametrize("norm", [0.01, 1.0, 3.5])
+def test_random_signs_of_any_length(settings, norm):
+    delta = gaussian(60, 70) * 1e-6
+    delta[:, :50] = 0.0
+    found = decode(RandomSign(norm=norm, **settings), delta)
+    assert float(found.double().norm() / delta.double().norm()) == pytest.approx(norm, rel=1e-5)
+    assert not decode(RandomSign(norm=norm), torch.zeros(5, 6)).any()
+
+
+def test_a_length_that_leaves_float32_is_refused():
+    with pytest.raises(CodecError, match="smaller 'norm'"):
+        RandomSign(norm=16).encode(torch.full((2, 2), 3e38), name="w")
 
 
 def test_random_signs_depend_on_seed_and_name():

@@ -44,8 +44,10 @@ def by_the_paper(delta, p, bits, factor, name, seed):
     for place, (level, word) in enumerate(zip(levels, words_of(name, seed, len(flat)), strict=True)):
         members[level].append((word, place))
     found = [0.0] * len(flat)
+    zeros = len(members[zero]) / len(flat)
+    share = max(0.0, (p - zeros) / (1 - zeros)) if zeros < 1 else 0.0
     for level, entries in members.items():
-        for _, place in sorted(entries)[round(p * len(entries)) :]:
+        for _, place in sorted(entries)[round(share * len(entries)) :]:
             found[place] = (level - zero) * float(np.float32(step * factor))
     return torch.tensor(found).view(delta.shape)
 
@@ -76,14 +78,19 @@ def test_untouched_weights_do_not_move():
     assert not encode(UltraDelta(p=0.0), delta).to_dense()[::2].any()
 
 
-def test_each_level_loses_its_share():
+@pytest.mark.parametrize("p", [0.2, 0.75])
+def test_each_level_loses_its_share_until_so_many_are_zero(p):
     delta = gaussian(300, 400)
+    delta[::3] = 0.0
     before = encode(UltraDelta(p=0.0, rescale="none"), delta).to_dense()
-    after = encode(UltraDelta(p=0.75, rescale="none"), delta).to_dense()
+    after = encode(UltraDelta(p=p, rescale="none"), delta).to_dense()
+    zeros = float((before == 0).double().mean())
+    share = max(0.0, (p - zeros) / (1 - zeros))
+    assert float((after == 0).double().mean()) == pytest.approx(max(p, zeros), abs=1e-4)
     for level in before.unique():
         if level:
             count = int((before == level).sum())
-            assert int((after == level).sum()) == count - round(0.75 * count)
+            assert int((after == level).sum()) == count - round(share * count)
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
@@ -109,7 +116,16 @@ def test_thirds_of_the_weights_by_their_spread():
     assert codec.surveys
     for part in codec.spread(found).values():
         assert not part.surveys
-        assert part == parse_codec(f"ultradelta:p={part.p},step=0")
+        assert part == parse_codec(f"ultradelta:p={part.p},step=0,rescale_p=0.9")
+
+
+def test_all_tensors_are_rescaled_by_the_average_share():
+    found = UltraDelta(p=0.5, step=0.3).spread(survey((30, 1.0), (30, 2.0), (30, 3.0)))
+    assert [part.p for part in found.values()] == pytest.approx([0.8, 0.5, 0.2])
+    for part in found.values():
+        kept = encode(part, gaussian(40, 50)).to_dense()
+        levels = encode(UltraDelta(p=0.0, rescale="none"), gaussian(40, 50)).to_dense()
+        torch.testing.assert_close(kept[kept != 0], 2 * levels[kept != 0], rtol=1e-6, atol=0.0)
 
 
 @settings(max_examples=60, deadline=None)

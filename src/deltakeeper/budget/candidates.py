@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deltakeeper.budget.ladders import RANKS, ROW_BY_ROW, families, ladder
+from deltakeeper.budget.ladders import RANKS, families, ladder
 from deltakeeper.budget.parts import Part, squared
 from deltakeeper.budget.spectrum import rank_errors
 from deltakeeper.codecs import BitDelta, Codec, SumCodec, Svd
@@ -59,6 +59,7 @@ def measure(parts: list[Part], codec: Codec, limit: int, fine: bool) -> list[Fou
             found += _planes(parts, family)
         elif family.name != "dense":  # the plain value is a candidate of every tensor
             found += tried(parts, ladder(family, limit))
+    fine = fine and not codec.unbiased
     whole_bits = [item.codec for item in found if hasattr(item.codec, "bits") and fine]
     return found + fill(parts, whole_bits, limit)
 
@@ -159,17 +160,12 @@ def tried(parts: list[Part], codecs: Iterable[Codec], whole: bool = False) -> li
     found = []
     for codec in codecs:
         try:
-            found.append(_try(parts, codec, whole or not _by_rows(codec)))
+            found.append(_try(parts, codec, whole or not codec.row_by_row))
         except LayoutError:  # settings that cannot be scaled up from a sample
             found.append(_try(parts, codec, True))
         except CodecError:  # a step that this tensor does not take, such as a scale that underflows
             continue
     return found
-
-
-def _by_rows(codec: Codec) -> bool:
-    each: Iterator[Codec] = iter(codec.parts if isinstance(codec, SumCodec) else (codec,))
-    return all(part.name in ROW_BY_ROW for part in each)
 
 
 def _try(parts: list[Part], codec: Codec, whole: bool) -> Found:

@@ -92,7 +92,7 @@ class Measurer:
             raise CodecError(f"the delta of '{name}' holds NaN or infinity; repair or leave out this checkpoint.")
         curve = Curve(name, [self._point(name, Choice("value"))], energy, _gain(parts))
         curve.zeros = any(not bool(part.rows.all()) for part in parts)
-        if delta.base is not None and delta.base.shape == delta.tuned.shape:
+        if delta.base is not None and delta.base.shape == delta.tuned.shape and not choice.codec.unbiased:
             curve.points.append(self._point(name, Choice("base"), energy))
         self._add(curve, measure(parts, choice.codec, self.limit(parts[0].shape), fine))
         return curve
@@ -106,7 +106,8 @@ class Measurer:
         curve.points.remove(point)
         for found in tried(parts_of(self.pair.tensor(curve.name), inputs), [codec], whole=True):
             self._add(curve, [found])
-            curve.points[-1] = replace(curve.points[-1], error=point.error)
+            if self.inputs is not None and inputs is None:  # measured with equal weights now
+                curve.points[-1] = replace(curve.points[-1], error=point.error)
             grown = curve.points[-1].stored.payload / max(1, point.stored.payload) - 1
             curve.points = [
                 p if p.exact else replace(p, size=p.size + round(p.stored.payload * grown)) for p in curve.points
@@ -119,10 +120,13 @@ class Measurer:
         parts = parts_of(self.pair.tensor(curve.name), self.inputs)
         limit = self.limit(parts[0].shape)
         if codec is None:
+            if self.rules.codec.unbiased:
+                return
             ranks = list(range(1, min(FINE_RANK, limit) + 1))
             self._add(curve, spectral(parts, (), Svd(rank=1), ranks, max(ranks)))
             return
-        self._add(curve, fill(parts, codec.parts[:1] if isinstance(codec, SumCodec) else [codec], limit))
+        if not codec.unbiased:
+            self._add(curve, fill(parts, codec.parts[:1] if isinstance(codec, SumCodec) else [codec], limit))
         steps = finer(codec, limit)
         if isinstance(codec, Svd):
             ranks = [step.rank or 1 for step in steps if isinstance(step, Svd)]

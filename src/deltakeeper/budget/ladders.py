@@ -12,7 +12,7 @@ from deltakeeper.codecs.auto import Auto
 from deltakeeper.codecs.fields import settings_of
 from deltakeeper.errors import CodecError
 
-Kind = Literal["bits", "rank", "keep", "drop", "rate"]
+Kind = Literal["bits", "rank", "keep", "drop", "rate", "ratio"]
 
 DIALS: dict[str, Kind] = {
     "rank": "rank",
@@ -21,6 +21,7 @@ DIALS: dict[str, Kind] = {
     "p": "drop",
     "sparsity": "drop",
     "bpw": "rate",
+    "cr": "ratio",
     "bits": "bits",
 }
 """Settings that trade bytes for error, the one to turn first; a codec with none of them has no budget."""
@@ -31,13 +32,10 @@ DOUBLED = tuple(2**power for power in range(13))
 """Ranks of codecs that need a decomposition for each of them."""
 
 RATES = (0.125, 0.177, 0.25, 0.354, 0.5, 0.707, 1.0, 1.41, 2.0, 2.83, 4.0)
-"""Bits a weight, of codecs that are told how many."""
+"""Bits a weight, of codecs that are told how many, or by what ratio."""
 
 KEPT = tuple(round(2.0 ** (-step / 2), 4) for step in range(17))
 """Shares of the entries to keep, 1 down to 1/256."""
-
-ROW_BY_ROW = ("bitdelta", "rtn", "magnitude", "dare", "compeft", "ultradelta", "deltazip")
-"""Codecs whose error on a sample of rows stands for that on the matrix; the others are tried on all of it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,10 @@ class Dial:
     kind: Kind
 
     def turn(self, codec: Codec, value: float) -> Codec | None:
-        """The codec at another step (a share kept, a rank or a number of bits), None where it does not take that."""
+        """The codec at another step (a share kept, a rank, bits or bits a weight), None where it does not take that."""
         turned: float = round(1.0 - value, 6) if self.kind == "drop" else value
+        if self.kind == "ratio":
+            turned = round(16.0 / value, 6)
         try:
             return dataclasses.replace(codec, **{self.setting: turned})
         except CodecError:
@@ -58,7 +58,7 @@ class Dial:
     def at(self, codec: Codec) -> float:
         """The step that a codec is at."""
         value = float(getattr(codec, self.setting) or 0)
-        return 1.0 - value if self.kind == "drop" else value
+        return 1.0 - value if self.kind == "drop" else 16.0 / value if self.kind == "ratio" else value
 
 
 def dial_of(codec: Codec) -> Dial | None:
@@ -108,7 +108,7 @@ def ladder(codec: Codec, limit: int) -> list[Codec]:
 def _rungs(codec: Codec, dial: Dial, limit: int) -> Sequence[float]:
     if dial.kind == "rank":
         return (*(rank for rank in (RANKS if isinstance(codec, Svd) else DOUBLED) if rank < limit), limit)
-    return BITS if dial.kind == "bits" else RATES if dial.kind == "rate" else KEPT[::-1]
+    return BITS if dial.kind == "bits" else RATES if dial.kind in ("rate", "ratio") else KEPT[::-1]
 
 
 def _sum_ladder(codec: SumCodec, limit: int) -> list[Codec]:

@@ -85,6 +85,19 @@ class Codec(ABC):
         """Whether `spread` gives tensors different settings, so that a pass over the delta comes first."""
         return False
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether what is dropped at random is made up for: the mean is right, but the error may exceed the delta.
+
+        To drop everything would then have the least error at few bytes, so a budget does not offer that.
+        """
+        return False
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether rows are encoded alike and apart, so that the error on some of them tells that on all."""
+        return False
+
     def spread(self, survey: Mapping[str, Statistics]) -> dict[str, Codec]:
         """A codec for each tensor; the same one, unless the method treats tensors by comparison with each other."""
         return dict.fromkeys(survey, self)

@@ -58,6 +58,11 @@ class BitDelta(Codec):
         scale = 4 * math.prod(scale_shape(shape, self.scale))
         return self.bits * (plane + scale) + (plane if self.zero == "zero" else 0)
 
+    @property
+    def row_by_row(self) -> bool:
+        """See `Codec.row_by_row`."""
+        return True
+
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:

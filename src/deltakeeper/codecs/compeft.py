@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import check_range, check_types
-from deltakeeper.codecs.largest import largest_of_tensor
+from deltakeeper.codecs.largest import kept_of, largest_of_tensor
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
@@ -56,9 +56,14 @@ class ComPeft(Codec):
         check_range(self, "keep", 0, 1, above=True)
         check_range(self, "alpha", 0, 100, above=True)
 
+    @property
+    def row_by_row(self) -> bool:
+        """See `Codec.row_by_row`."""
+        return True
+
     def expected_bytes(self, shape: tuple[int, int]) -> int:
         """See `Codec.expected_bytes`; fewer where the delta has fewer entries that are not zero."""
-        kept = math.ceil(self.keep * math.prod(shape))
+        kept = kept_of(math.prod(shape), self.keep)
         return 4 + 4 * code_words(kept, 1) + expected_mask_bytes(shape, kept)
 
     def encode(

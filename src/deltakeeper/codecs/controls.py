@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.bitdelta import BitDelta
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked, peak
-from deltakeeper.codecs.planes import fit_planes
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
-from deltakeeper.layouts.bits import words_per_row
 from deltakeeper.layouts.dense import Dense
 from deltakeeper.layouts.philox import seeded_mask
-from deltakeeper.layouts.signs import Signs, scale_shape
+from deltakeeper.layouts.signs import Signs
 
 
 @register_codec()
@@ -63,6 +62,9 @@ class RandomSign(Codec):
 
     Attributes:
         scale: one mean absolute delta per tensor, per row (output) or per column (input).
+        zero: as in `bitdelta`, for the same reason: exact zeros stay zero where its plane leaves them so.
+        norm: length relative to the delta's, which makes it a control for any codec whose `norm_ratio` is known; none
+            for the length of the BitDelta plane.
         seed: with the tensor's name it decides the signs.
     """
 
@@ -73,21 +75,45 @@ class RandomSign(Codec):
     control: ClassVar[bool] = True
 
     scale: Literal["tensor", "row", "column"] = "tensor"
+    zero: Literal["auto", "plus", "minus", "zero"] = "auto"
+    norm: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_range(self, "norm", 0, 16, above=True)
         check_range(self, "seed", 0, MAX_SEED)
 
-    def payload_bytes(self, shape: tuple[int, int]) -> int:
+    def payload_bytes(self, shape: tuple[int, int]) -> int | None:
         """See `Codec.payload_bytes`."""
-        return 4 * shape[0] * words_per_row(shape[1]) + 4 * math.prod(scale_shape(shape, self.scale))
+        return self._plane.payload_bytes(shape)
+
+    def expected_bytes(self, shape: tuple[int, int]) -> int:
+        """See `Codec.expected_bytes`."""
+        return self._plane.expected_bytes(shape)
+
+    @property
+    def _plane(self) -> BitDelta:
+        return BitDelta(bits=1, scale=self.scale, zero=self.zero)
 
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:
         """See `Codec.encode`; one `signs` term."""
         values = checked(delta, name)
-        plane = fit_planes(values, 1, self.scale, "plus")
+        (plane,) = self._plane.encode(values, name=name)
+        assert isinstance(plane, Signs)
         signs = seeded_mask((values.shape[0], values.shape[1]), seed=self.seed, name=name, keep=0.5)
-        return [Signs(plane.shape, self.scale, "plus", (signs,), plane.scales)]
+        if plane.nonzero is not None:
+            signs &= plane.nonzero
+        found = replace(plane, packed=(signs,))
+        if self.norm is not None and bool(values.any()):
+            longer = self.norm * _length(values) / _length(found.to_dense())
+            found = replace(found, scales=(found.scales[0] * longer,))
+        if not bool(torch.isfinite(found.scales[0]).all()):
+            raise CodecError(f"the scale of '{name}' overflows float32; choose a smaller 'norm'.")
+        return [found]
+
+
+def _length(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))

@@ -74,6 +74,16 @@ class Dare(Codec):
         """Whether `q` is to be found."""
         return self.fit_q is not None
 
+    @property
+    def unbiased(self) -> bool:
+        """See `Codec.unbiased`."""
+        return self.q is None and self.fit_q is None
+
+    @property
+    def row_by_row(self) -> bool:
+        """See `Codec.row_by_row`."""
+        return self.values in FLOAT_DTYPES
+
     def expected_bytes(self, shape: tuple[int, int]) -> int:
         """See `Codec.expected_bytes`; the draw decides how many entries are kept."""
         kept = round((1.0 - self.p) * math.prod(shape))

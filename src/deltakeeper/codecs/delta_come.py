@@ -43,7 +43,9 @@ class DeltaCome(Codec):
     """Bands of singular vectors with 8, 3 and 2 bits, each one `lowrank` term of two `grouped_int` factors.
 
     The singular values are folded into V. V is quantised first, then U against what the quantised V makes of the
-    inputs, both by GPTQ where the layer's inputs are known, and by rounding otherwise (the data-free variant).
+    inputs, both by GPTQ where the layer's inputs are known, and by rounding otherwise (the data-free variant). Unlike
+    in the released code, codes are symmetric about zero, scales lie along the vectors of both factors, and columns are
+    taken in their order.
 
     Attributes:
         bpw: bits a weight, scales and gains included, that the ranks may cost where `rank2` is none: never exceeded,

@@ -15,6 +15,7 @@ import torch
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.gptq import quantise_columns
+from deltakeeper.codecs.largest import kept_of
 from deltakeeper.codecs.matrices import checked, peak
 from deltakeeper.codecs.pruning import PrunedRounding, prune_and_round, row_steps
 from deltakeeper.errors import CodecError
@@ -36,7 +37,7 @@ class DeltaZip(Codec):
     Entries go by least `D² / U²`, with `U` the diagonal of the Cholesky factor of the inverse gram of the layer's
     inputs, and every loss is paid into the columns that follow. Inputs that were always zero lose their column.
     Without calibration this is pruning by magnitude and plain rounding, and so it is where paying back does not help,
-    as when a tenth or less is kept.
+    as when a tenth or less is kept. The paper's largest ratio also has gdeflate on top, which is not done here.
 
     Attributes:
         pattern: `2:4` keeps two of each four neighbours in a row, at `bits / 2 + 1` bits a weight (of a last group of
@@ -74,6 +75,11 @@ class DeltaZip(Codec):
         """See `Codec.uses_inputs`."""
         return self.calibrated
 
+    @property
+    def row_by_row(self) -> bool:
+        """See `Codec.row_by_row`."""
+        return True
+
     def payload_bytes(self, shape: tuple[int, int]) -> int | None:
         """See `Codec.payload_bytes`; without a pattern it depends on what rounds to zero."""
         out, columns = shape
@@ -86,7 +92,7 @@ class DeltaZip(Codec):
         """See `Codec.expected_bytes`; of `unstructured`, fewer by what rounds to zero."""
         if self.pattern == "2:4":
             return self.payload_bytes(shape) or 0
-        kept = math.ceil(self.keep * math.prod(shape))
+        kept = kept_of(math.prod(shape), self.keep)
         return 4 * (shape[0] + code_words(kept, self.bits)) + expected_mask_bytes(shape, kept)
 
     def encode(

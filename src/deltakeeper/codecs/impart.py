@@ -37,8 +37,9 @@ class ImPart(Codec):
 
     The share of vectors that are dropped whole beforehand, the rates of the others and where they end follow the paper,
     whose two rules for attention and MLP are one rule of the shape: `2 max(out, in) / (out + in)` is its 1 and 1.45.
-    Where the paper counts kept entries, here all bytes count, so that a matrix never takes more than its part of `cr`
-    (except the 20 bytes of a term without entries, where even those are more).
+    Where the released code keeps an exact number of entries of a vector, here each is drawn by itself, and only a seed
+    is stored. Where the paper counts kept entries, here all bytes count, so that a matrix never takes more than its
+    part of `cr` (except the 20 bytes of a term without entries, where even those are more).
 
     Attributes:
         cr: 16 bits a weight over the bits stored for it, 1 to 4096.
@@ -74,6 +75,11 @@ class ImPart(Codec):
         check_range(self, "c", 0, 8)
         check_range(self, "niter", 0, 64)
         check_range(self, "seed", 0, MAX_SEED)
+
+    @property
+    def unbiased(self) -> bool:
+        """See `Codec.unbiased`."""
+        return self.rescale == "mean"
 
     def expected_bytes(self, shape: tuple[int, int]) -> int:
         """See `Codec.expected_bytes`; less where the last vector or entry that would fit is a large one."""

@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from deltakeeper.layouts.bits import byte_view, pack_rows, row_blocks, zero_words
 
 
+def kept_of(entries: int, keep: float) -> int:
+    """`ceil(keep * entries)`, but for what floating point adds: 7 of 100 at 0.07, whose product is above 7."""
+    return math.ceil(round(keep * entries, 6))
+
+
 def largest_of_tensor(values: NDArray[np.float32], keep: float) -> torch.Tensor:
     """Packed mask of the `ceil(keep * entries)` largest magnitudes; needs one float32 copy."""
     out, columns = values.shape
     magnitudes = np.abs(values).reshape(-1)
-    count = math.ceil(keep * magnitudes.size)
+    count = kept_of(magnitudes.size, keep)
     magnitudes.partition(magnitudes.size - count)
     threshold = magnitudes[magnitudes.size - count]
     ties = count - int(np.count_nonzero(magnitudes > threshold))
@@ -35,7 +40,7 @@ def largest_of_tensor(values: NDArray[np.float32], keep: float) -> torch.Tensor:
 def largest_of_rows(values: NDArray[np.float32], keep: float) -> torch.Tensor:
     """Packed mask of the `ceil(keep * in)` largest magnitudes of each row."""
     out, columns = values.shape
-    count = math.ceil(keep * columns)
+    count = kept_of(columns, keep)
     mask = zero_words(out, columns)
     for rows in row_blocks(out, columns):
         block = np.abs(values[rows])

@@ -14,7 +14,7 @@ import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
 from deltakeeper.codecs.fields import check_range, check_types
-from deltakeeper.codecs.largest import largest_of_rows, largest_of_tensor
+from deltakeeper.codecs.largest import kept_of, largest_of_rows, largest_of_tensor
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
@@ -50,11 +50,16 @@ class Magnitude(Codec):
         check_types(self)
         check_range(self, "keep", 0, 1, above=True)
 
+    @property
+    def row_by_row(self) -> bool:
+        """See `Codec.row_by_row`."""
+        return True
+
     def expected_bytes(self, shape: tuple[int, int]) -> int:
         """See `Codec.expected_bytes`; fewer where the delta has fewer entries that are not zero."""
-        kept = math.ceil(self.keep * math.prod(shape))
+        kept = kept_of(math.prod(shape), self.keep)
         if self.per == "row":
-            kept = shape[0] * math.ceil(self.keep * shape[1])
+            kept = shape[0] * kept_of(shape[1], self.keep)
         return 4 + kept * FLOAT_DTYPES[self.values].itemsize + expected_mask_bytes(shape, kept)
 
     def encode(

@@ -49,6 +49,11 @@ class Rtn(Codec):
         check_range(self, "bits", 2, 8)
         check_range(self, "group", 0, MAX_GROUP)
 
+    @property
+    def row_by_row(self) -> bool:
+        """See `Codec.row_by_row`."""
+        return True
+
     def payload_bytes(self, shape: tuple[int, int]) -> int:
         """See `Codec.payload_bytes`."""
         return GroupedInt.payload_bytes(shape, self.bits, self.group, symmetric=self.symmetric, scale_dtype=self.scale)

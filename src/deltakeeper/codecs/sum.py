@@ -39,6 +39,16 @@ class SumCodec(Codec):
         return any(part.uses_inputs for part in self.parts)
 
     @property
+    def unbiased(self) -> bool:
+        """Whether one of the parts is."""
+        return any(part.unbiased for part in self.parts)
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether all of the parts are."""
+        return all(part.row_by_row for part in self.parts)
+
+    @property
     def surveys(self) -> bool:
         """Whether one of the parts does."""
         return any(part.surveys for part in self.parts)
@@ -63,7 +73,9 @@ class SumCodec(Codec):
         left_over = checked(delta, name).clone()
         terms: list[Layout] = []
         for index, part in enumerate(self.parts):
-            found = part.encode(left_over, name=name, inputs=inputs)
+            twins = sum(type(other) is type(part) for other in self.parts[:index])
+            own = f"{name}+{twins}" if twins else name  # or a second random part would draw what the first one drew
+            found = part.encode(left_over, name=own, inputs=inputs)
             terms += found
             if index + 1 < len(self.parts):
                 for term in found:

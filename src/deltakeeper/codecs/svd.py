@@ -34,7 +34,7 @@ class Svd(Codec):
         energy: the least rank that keeps this share of the squared norm, above 0 and at most 1.
         method: `randomised` (exact where it would not save work) or `exact`.
         oversample: extra random directions.
-        niter: power iterations.
+        niter: power iterations; with few of them a flat spectrum is met less well, which the report's error shows.
         factors: dtype of the stored factors; the products are float32.
         seed: with the tensor's name it decides the random directions.
     """

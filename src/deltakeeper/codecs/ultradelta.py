@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, Statistics, register_codec
@@ -37,15 +38,18 @@ class UltraDelta(Codec):
     Zero is forced onto the grid, because otherwise every untouched weight would move by the nearest level, and entries
     that round to zero are never stored. Of each other level the same share is dropped, exactly, so that the shape of
     the distribution stays. The paper takes its rescale factor from the other fine-tunes compressed in the same run;
-    here a result depends on its own delta alone.
+    here a result depends on its own delta alone. A tensor belongs to the third of the weights where its middle weight
+    lies (in the released code its last one).
 
     Attributes:
-        p: share of the entries to drop, averaged over all weights, 0 to 0.99.
-        step: the third of the weights whose tensors vary least drops `p + step`, the middle third `p` and the last
-            third what is left to the average; 0 drops `p` everywhere.
+        p: share of the entries that are zero in the end, averaged over all weights, 0 to 0.99: where fewer round to
+            zero, so much is dropped.
+        step: the third of the weights whose tensors vary least drops to `p + step`, the middle third to `p` and the
+            last third to what is left to the average; 0 drops to `p` everywhere.
         bits: of a code, 2 to 8.
         rescale: `mean` multiplies by `1 / (1 - p)`, `trace` on top of it by what makes the nuclear norm that of the
             delta (slow: two decompositions of a matrix of the smaller side), `none` leaves the entries as they are.
+        rescale_p: the share that rescaling goes by, `p` if none: the average where tensors were given their own `p`.
         seed: with the tensor's name it decides what is dropped.
     """
 
@@ -58,14 +62,21 @@ class UltraDelta(Codec):
     step: float = 0.01
     bits: int = 4
     rescale: Literal["none", "mean", "trace"] = "mean"
+    rescale_p: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "p", 0, MAX_DROP)
+        check_range(self, "rescale_p", 0, MAX_DROP)
         check_range(self, "step", 0, 0.5)
         check_range(self, "bits", 2, 8)
         check_range(self, "seed", 0, MAX_SEED)
+
+    @property
+    def unbiased(self) -> bool:
+        """See `Codec.unbiased`."""
+        return self.rescale != "none"
 
     @property
     def surveys(self) -> bool:
@@ -93,10 +104,11 @@ class UltraDelta(Codec):
                 share = min(MAX_DROP, max(0.0, left / weights))
             left -= share * weights
             shares |= dict.fromkeys(names, share)
-        return {name: replace(self, p=round(shares[name], 6), step=0.0) for name in survey}
+        mean = self.p if self.rescale_p is None else self.rescale_p
+        return {name: replace(self, p=round(shares[name], 6), step=0.0, rescale_p=mean) for name in survey}
 
     def expected_bytes(self, shape: tuple[int, int]) -> int:
-        """See `Codec.expected_bytes`; fewer by the entries that round to zero."""
+        """See `Codec.expected_bytes`; fewer where more entries than `p` round to zero."""
         kept = round((1.0 - self.p) * math.prod(shape))
         return 4 + 4 * code_words(kept, self.bits) + expected_mask_bytes(shape, kept)
 
@@ -108,9 +120,13 @@ class UltraDelta(Codec):
         low, high = (float(end) for end in torch.aminmax(matrix))
         grid = Grid.spanning(low, high, self.bits)
         codes = grid.codes(matrix)
-        words = thin_out(codes.numpy(), self.p, philox_key(self.seed, name), never=grid.zero_point)
+        zeros = int(np.count_nonzero(codes.numpy() == grid.zero_point)) / codes.numel()
+        share = max(0.0, (self.p - zeros) / (1.0 - zeros)) if zeros < 1.0 else 0.0
+        words = thin_out(codes.numpy(), share, philox_key(self.seed, name), never=grid.zero_point)
         mask = best_mask(words, matrix.shape[1])
-        factor = 1.0 if self.rescale == "none" else 1.0 / (1.0 - self.p)
+        factor = 1.0
+        if self.rescale != "none":
+            factor = 1.0 / (1.0 - (self.p if self.rescale_p is None else self.rescale_p))
         term = self._packed(codes, grid, mask, factor, name)
         if self.rescale == "trace" and term.nnz:
             size = peak(matrix)

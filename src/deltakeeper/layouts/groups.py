@@ -37,7 +37,7 @@ def group_scales(
         symmetric: whether zero is the middle code.
 
     Returns:
-        float32 `(out, groups)`, not negative, infinite where they overflow; uint8 `(out, groups)`, or None where
+        float32 `(out, groups)`, infinite where they overflow; uint8 `(out, groups)`, or None where
         `symmetric`.
     """
     out, columns = matrix.shape
