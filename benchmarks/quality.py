@@ -34,7 +34,7 @@ from deltakeeper.study.finetunes import train_attack
 from deltakeeper.study.progress import Progress
 
 NAME = "compress-quality"
-RATIOS = (8, 16, 32)
+RATIOS = (16, 8, 32)
 SKILL = 64
 PLAIN = {8: "bitdelta:bits=2,zero=plus", 16: "bitdelta:zero=plus"}
 """BitDelta as its authors released it, where a whole number of bits meets the size."""

@@ -210,7 +210,7 @@ def _check_base_shape(record: TensorRecord, read: FieldReader, resizable: bool) 
 
 
 def _check_whole(found: Manifest, read: FieldReader, tensors: FieldReader) -> None:
-    """Every tensor has its hashes, every alias a tensor that it is an alias of, and only products excuse other bytes."""
+    """Every tensor has its hashes, every alias its tensor, and nothing but matrix products excuses other bytes."""
     if found.exact == any(term.layout == INEXACT for record in found.tensors.values() for term in record.terms):
         raise read.fail("exact", f"false where a term is '{INEXACT}', and true elsewhere")
     stored = {name for name, record in found.tensors.items() if record.encoding != "tied"}
