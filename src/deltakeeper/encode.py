@@ -13,7 +13,7 @@ from deltakeeper.codecs import Codec, Inputs, RowEncoder
 from deltakeeper.delta import DeltaPair
 from deltakeeper.errors import CodecError
 from deltakeeper.fidelity import Sums, compare
-from deltakeeper.fingerprint import begin_leaf, hash_tensor, leaf_hash
+from deltakeeper.fingerprint import begin_leaf, begin_leaves, hash_tensor, leaf_hash
 from deltakeeper.layouts import Layout
 from deltakeeper.layouts.dense import Dense
 from deltakeeper.manifest import TensorRecord, TermRecord
@@ -116,22 +116,23 @@ def _row_encoder(models: DeltaPair, name: str, choice: Choice) -> RowEncoder | N
 def _encode_blocks(models: DeltaPair, name: str, record: TensorRecord, encoder: RowEncoder) -> Encoded:
     """Two passes over blocks of rows: encode and hash what goes in, then decode and hash what will come out."""
     ours, theirs = models.tuned.tensors[name], models.base.tensors[record.base_name or name]
-    target, base = begin_leaf(name, ours.st_dtype, ours.shape), begin_leaf(theirs.name, theirs.st_dtype, theirs.shape)
+    leaves = begin_leaves(ours, theirs)
     same = ours.dtype == theirs.dtype
     for (_, tuned_rows), (_, base_rows) in zip(
         models.tuned.blocks(name, BLOCK_BYTES), models.base.blocks(theirs.name, BLOCK_BYTES), strict=True
     ):
-        target.update(as_bytes(tuned_rows))
-        base.update(as_bytes(base_rows))
+        leaves.update(tuned_rows, base_rows)
         same = same and as_bytes(tuned_rows) == as_bytes(base_rows)
         encoder.add(base_rows, tuned_rows)
-    before, goal = base.hexdigest(), target.hexdigest()
+    goal, before = leaves.hexdigests()
     if same:
         return Encoded(replace(record, encoding="unchanged"), [], None, None, before, goal, goal)
     terms, sums = encoder.finish()
     decoded = begin_leaf(name, ours.st_dtype, ours.shape)
+    room: torch.Tensor | None = None
     for rows, base_rows in models.base.blocks(theirs.name, BLOCK_BYTES):
-        decoded.update(as_bytes(merge_block(terms, base_rows, rows, ours.dtype)))
+        room = torch.empty(base_rows.shape, dtype=ours.dtype) if room is None else room
+        decoded.update(as_bytes(merge_block(terms, base_rows, rows, ours.dtype, room)))
     return Encoded(record, [(None, term) for term in terms], None, sums, before, goal, decoded.hexdigest())
 
 

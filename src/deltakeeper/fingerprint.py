@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from deltakeeper.checkpoint import Checkpoint
+from deltakeeper.checkpoint import Checkpoint, TensorInfo
 from deltakeeper.delta import tied_aliases
+from deltakeeper.native import TwoHashes
 
 ALGORITHM = "sha256-leaves-v1"
 _BLOCK_BYTES = 1 << 20
@@ -26,8 +27,18 @@ class Fingerprint:
 
 def begin_leaf(name: str, st_dtype: str, shape: Iterable[int]) -> hashlib._Hash:
     """The leaf of one tensor before its bytes: feed them in order, in pieces of any size."""
+    return hashlib.sha256(leaf_header(name, st_dtype, shape))
+
+
+def begin_leaves(first: TensorInfo, second: TensorInfo) -> TwoHashes:
+    """The leaves of two tensors whose bytes come side by side."""
+    return TwoHashes(*(leaf_header(info.name, info.st_dtype, info.shape) for info in (first, second)))
+
+
+def leaf_header(name: str, st_dtype: str, shape: Iterable[int]) -> bytes:
+    """What is hashed of a tensor before its bytes: name, dtype and dims (joined by commas), a NUL behind each."""
     dims = ",".join(map(str, shape))
-    return hashlib.sha256(f"{name}\0{st_dtype}\0{dims}\0".encode())
+    return f"{name}\0{st_dtype}\0{dims}\0".encode()
 
 
 def leaf_hash(name: str, st_dtype: str, shape: Iterable[int], data: bytes | memoryview) -> str:

@@ -21,7 +21,7 @@ PADDING_SHARE = 1024
 """Unused room may be one in so many bytes of a file; a file with more of it is moved up, which small ones allow."""
 
 _BLOCK = 4 << 20
-_FLUSHED = 512 << 20
+_FLUSHED = 32 << 20
 _OPENING = '{"__metadata__":{"format":"pt"}'
 
 

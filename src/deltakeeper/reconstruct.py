@@ -51,12 +51,15 @@ def reconstruct(
     return merged if added_rows is None else torch.cat([merged, added_rows.to(dtype)])
 
 
-def merge_block(terms: Sequence[Layout], base: torch.Tensor, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+def merge_block(
+    terms: Sequence[Layout], base: torch.Tensor, rows: slice, dtype: torch.dtype, room: torch.Tensor | None = None
+) -> torch.Tensor:
     """Some rows of the fine-tuned tensor, `(rows, in)`: what `reconstruct` gives for them, without the whole matrix.
 
-    For terms in the orientation of the checkpoint that are no values.
+    For terms in the orientation of the checkpoint that are no values. `room` is as many rows or more that may be
+    overwritten and given back: fresh memory for every block costs as much as the work.
     """
-    into = torch.empty(base.shape, dtype=dtype)
+    into = torch.empty(base.shape, dtype=dtype) if room is None else room[: len(base)]
     if len(terms) == 1 and terms[0].merge_rows(base, rows, into):
         return into
     total = terms[0].to_dense()[rows]

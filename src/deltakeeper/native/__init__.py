@@ -4,6 +4,7 @@ The library is built with the package where a C++ compiler is found. `DELTAKEEPE
 """
 
 from deltakeeper.native.library import load_library, native_status
+from deltakeeper.native.sha256 import TwoHashes
 from deltakeeper.native.signs import KINDS, SignRows, merge_signs, pack_signs
 
-__all__ = ["KINDS", "SignRows", "load_library", "merge_signs", "native_status", "pack_signs"]
+__all__ = ["KINDS", "SignRows", "TwoHashes", "load_library", "merge_signs", "native_status", "pack_signs"]

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-NAME = "_signs"
+NAME = "_passes"
 
 
 @cache
@@ -31,7 +31,8 @@ def native_status() -> str:
     library = load_library()
     if library is not None:
         kind = "AVX-512" if library.deltakeeper_has_avx512() else "scalar"
-        return f"compiled passes are active ({kind})."
+        hashing = "two hashes at a time" if library.deltakeeper_has_sha() else "hashlib"
+        return f"compiled passes are active ({kind}, {hashing})."
     if os.environ.get("DELTAKEEPER_NATIVE", "1") == "0":
         return "compiled passes are switched off by DELTAKEEPER_NATIVE=0; NumPy does the work."
     return "compiled passes were not built (no C++ compiler at installation); NumPy does the work."
@@ -50,4 +51,12 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         *(pointer, integer, long, long, pointer, integer, integer),
     )
     library.deltakeeper_merge_signs.restype = None
+    library.deltakeeper_has_sha.argtypes = ()
+    library.deltakeeper_sha256_state_bytes.restype = long
+    library.deltakeeper_sha256_begin.argtypes = (pointer,)
+    library.deltakeeper_sha256_begin.restype = None
+    library.deltakeeper_sha256_update_two.argtypes = (pointer, pointer, long, pointer, pointer, long)
+    library.deltakeeper_sha256_update_two.restype = None
+    library.deltakeeper_sha256_finish.argtypes = (pointer, pointer)
+    library.deltakeeper_sha256_finish.restype = None
     return library
