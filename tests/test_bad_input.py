@@ -92,6 +92,14 @@ class TestShapes:
         with refused(tmp_path, "no matrix in common", "give the base", kind=CheckpointError):
             compress(models[0], other, tmp_path / "delta", "bitdelta")
 
+    def test_a_model_that_only_has_a_head_in_common(self, models, tmp_path):
+        tensors = {"lm_head.weight": load_file(models[0] / "model.safetensors")["lm_head.weight"]}
+        tensors["h.weight"] = torch.ones(100, 100, dtype=torch.bfloat16)
+        (tmp_path / "other").mkdir()
+        save_file(tensors, tmp_path / "other" / "model.safetensors")
+        with refused(tmp_path, "only 10 % of the weights", "give the base", kind=CheckpointError):
+            compress(tmp_path / "other", models[1], tmp_path / "delta", "bitdelta")
+
 
 class TestNotFinite:
     @pytest.mark.parametrize("codec", CODECS)
@@ -191,6 +199,12 @@ class TestFiles:
         raw = (tuned / "model.safetensors").read_bytes()
         (tuned / "model.safetensors").write_bytes(raw.replace(b'"BF16"', b'"BF17"', 1))
         with refused(tmp_path, "'BF17'", "tensor '", "not supported", kind=CheckpointError):
+            compress(base, tuned, tmp_path / "delta", "bitdelta")
+
+    def test_a_tensor_of_whole_numbers_where_the_base_has_floats(self, model_pair, tmp_path):
+        base, tuned = model_pair
+        alter(tuned, lambda tensors: tensors.update({MATRIX: torch.ones(80, 48, dtype=torch.int32)}))
+        with refused(tmp_path, f"'{MATRIX}' is I32", "BF16", "none is quantised", kind=CheckpointError):
             compress(base, tuned, tmp_path / "delta", "bitdelta")
 
     @pytest.mark.parametrize("name", ["../base/model.safetensors", "/etc/passwd", "a/../model.safetensors"])

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import deltakeeper
 from deltakeeper import cli
 from deltakeeper.testing import write_pair
 
@@ -68,9 +69,51 @@ def test_a_failed_verification_is_status_1(run, pair, tmp_path):
     assert code == 1 and json.loads(out)["ok"] is False
 
 
+def test_a_damaged_artifact_is_status_1_and_no_artifact_is_status_2(run, pair, tmp_path):
+    base, tuned, _ = pair
+    run("compress", base, tuned, "-o", tmp_path / "delta")
+    payload = tmp_path / "delta" / "delta_model.safetensors"
+    payload.write_bytes(payload.read_bytes()[:-100])
+    code, out, _ = run("verify", tmp_path / "delta", "--base", base)
+    assert code == 1 and "Wrong: " in out and "truncated" in out
+    code, out, _ = run("verify", tmp_path / "delta", "--base", base, "--json")
+    assert code == 1 and json.loads(out)["problems"]
+    assert run("verify", tmp_path, "--base", base)[0] == 2
+
+
+def test_an_artifact_that_is_larger_says_so(run, pair, tmp_path):
+    _, out, _ = run("compress", *pair[:2], "-o", tmp_path / "delta", "--codec", "shrink")
+    assert "times larger than" in out and "smaller" not in out
+
+
+def test_noise_and_missing_calibration_are_told(run, pair, tmp_path):
+    _, out, _ = run("compress", *pair[:2], "-o", tmp_path / "noisy", "--codec", "dare")
+    assert "larger than the delta itself" in out
+    _, out, _ = run("compress", *pair[:2], "-o", tmp_path / "delta", "--codec", "deltazip+svd:rank=2")
+    assert "Not calibrated" in out and "deltazip fell back" in out
+    _, out, _ = run("compress", *pair[:2], "-o", tmp_path / "plain")
+    assert "Not calibrated" not in out and "larger" not in out
+
+
+def test_a_budget_needs_no_rank(run, pair, tmp_path):
+    code, out, _ = run("compress", *pair[:2], "-o", tmp_path / "delta", "--codec", "svd", "--target-ratio", 3)
+    assert code == 0 and "svd" in out
+
+
+def test_the_version(run):
+    assert run("--version")[1] == f"deltakeeper {deltakeeper.__version__}\n"
+    assert "Compress, measure and serve" in run("--help")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("compress", "{base}", "{tuned}", "-o", "{out}", "--text", "{base}/x.txt"), "leave out the text"),
+        (("compress", "{base}", "{tuned}", "-o", "{out}", "--codec", "svd"), "needs exactly one of 'rank'"),
+        (
+            ("compress", "{base}", "{tuned}", "-o", "{out}", "--target-size", "9", "--embeddings", "dense"),
+            "do not store embeddings and norms dense",
+        ),
         (("compress", "/nowhere", "{tuned}", "-o", "{out}"), "there is no model folder /nowhere"),
         (("compress", "{base}", "{tuned}", "-o", "{out}", "--codec", "bitdelt"), "did you mean"),
         (("compress", "{base}", "{tuned}", "-o", "{out}", "--codec", "bitdelta:bits=9"), "bits"),

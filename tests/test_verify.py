@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from deltakeeper.compress import compress
 from deltakeeper.errors import CheckpointError
@@ -58,5 +59,31 @@ def test_another_fine_tune_is_refused(tmp_path):
     base, tuned = write_pair("llama", tmp_path)
     _, other = write_pair("llama", tmp_path / "other", vocab_extra=3)
     compress(base, tuned, tmp_path / "delta", "bitdelta")
-    with pytest.raises(CheckpointError, match="give its fine-tune"):
+    with pytest.raises(CheckpointError, match=r"is not the fine-tune that .* was made from"):
         verify(tmp_path / "delta", base, other)
+
+
+def test_a_fine_tune_of_the_same_shapes_is_refused_too(tmp_path):
+    base, tuned = write_pair("llama", tmp_path)
+    compress(base, tuned, tmp_path / "delta", "bitdelta")
+    with pytest.raises(CheckpointError, match=r"is not the fine-tune that .* was made from"):
+        verify(tmp_path / "delta", base, base)
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("bitdelta", {}),
+        ("bitdelta:bits=2,scale=column", {"norms": "base"}),
+        ("svd:rank=2", {"embeddings": "dense"}),
+        ("auto", {"target_ratio": 6}),
+        ("auto", {"target_ratio": 2}),
+        ("dense", {}),
+    ],
+)
+def test_a_compression_reports_the_error_that_a_verification_finds(tmp_path, codec, options):
+    base, tuned = write_pair("llama", tmp_path, dtype=torch.float32, scale=0.02, vocab_extra=3)
+    told = compress(base, tuned, tmp_path / "delta", codec, **options).total
+    found = verify(tmp_path / "delta", base, tuned).total
+    for field in ("relative_error", "cosine", "norm_ratio", "sign_agreement", "zero_fraction"):
+        assert getattr(told, field) == pytest.approx(getattr(found, field), abs=2e-4), field

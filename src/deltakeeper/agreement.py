@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from deltakeeper.calibration.inputs import quiet_loading
 from deltakeeper.calibration.text import read_text, tokenise
 from deltakeeper.checkpoint import read_config
 from deltakeeper.devices import working_device
@@ -141,20 +142,15 @@ def _run(folder: Path, windows: Sequence[torch.Tensor], precision: Precision) ->
     """Logits of a model window by window, float32 `(tokens, vocabulary)`; the model is freed at the end."""
     transformers = _transformers()
     dtype: Any = torch.float32 if precision == "float32" else "auto"
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
+        with quiet_loading():
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
         model.eval().to(working_device())
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(f"{folder} cannot be run ({reason}); give a model that transformers loads.") from error
-    finally:
-        if shown:
-            bars.enable_progress_bar()
     try:
         for part in windows:
             with torch.inference_mode():

@@ -86,8 +86,14 @@ class DeltaArtifact:
     @property
     def nbytes(self) -> int:
         """Bytes of all files in the folder, tokenizer files and model card left out."""
+        return sum(self.file_sizes.values())
+
+    @property
+    def file_sizes(self) -> dict[str, int]:
+        """Bytes of each file that counts, by its path in the folder."""
         apart = {CARD_NAME, *SIDE_FILES} - set(COUNTED_SIDE_FILES)
-        return sum(file.stat().st_size for file in self._files() if file.name not in apart)
+        counted = (file for file in self._files() if file.name not in apart)
+        return {str(file.relative_to(self.path)): file.stat().st_size for file in counted}
 
     @property
     def side_bytes(self) -> int:

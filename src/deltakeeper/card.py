@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.artifact import CARD_NAME, COUNTED_SIDE_FILES, MANIFEST_NAME, REPORT_NAME, open_artifact
+from deltakeeper.artifact import CARD_NAME, REPORT_NAME, open_artifact
 from deltakeeper.checkpoint import HUB_NAME
 from deltakeeper.codecs import CODECS, Codec, parse_codec
 from deltakeeper.codecs.fields import settings_of
@@ -25,7 +25,6 @@ from deltakeeper.manifest import Manifest, Source
 from deltakeeper.safetensors_header import DTYPES
 
 LIBRARY = "deltakeeper"
-COUNTED_FILES = ("delta_model*", MANIFEST_NAME, *COUNTED_SIDE_FILES)
 """Files whose bytes the card counts: all but tokenizer, card, and the report, whose size varies with its timings."""
 
 _GROUPS = {"embedding": "embeddings", "head": "output head", "linear": "linear layers"}
@@ -50,12 +49,13 @@ def write_card(folder: str | Path, command: str | None = None) -> Path:
         ArtifactError: it is no artifact.
     """
     path = Path(folder)
-    manifest = open_artifact(path).manifest
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
     try:
         report = json.loads((path / REPORT_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = None  # the card leaves out what only the report knows
-    sizes = {file.name: file.stat().st_size for pattern in COUNTED_FILES for file in path.glob(pattern)}
+    sizes = artifact.file_sizes
     text = card_text(manifest, report if isinstance(report, dict) else None, sizes=sizes, command=command)
     (path / CARD_NAME).write_text(text, encoding="utf-8")
     return path / CARD_NAME
@@ -154,7 +154,7 @@ def _sizes(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     lines += ["| file | bytes |", "|---|---:|", *(f"| `{name}` | {size:,} |" for name, size in sorted(sizes.items()))]
     lines += ["", "| group | tensors | bytes in the fine-tune | bytes here |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {n:,} | {whole:,} | {stored:,} |" for name, (n, whole, stored) in sorted(groups.items())]
-    return "\n".join(lines) + "\n\nTokenizer files, this card and `delta_report.json` are not counted."
+    return "\n".join(lines) + "\n\nTokenizer files and this card are not counted."
 
 
 def _fidelity(manifest: Manifest, report: Mapping[str, Any] | None) -> str:
@@ -169,13 +169,17 @@ def _fidelity(manifest: Manifest, report: Mapping[str, Any] | None) -> str:
         "cosine": "cosine of decoded and true delta",
         "norm_ratio": "norm of the decoded delta over that of the true one",
         "sign_agreement": "share of changed weights whose sign of change is kept",
-        "zero_fraction": "share of packed weights that had not changed",
+        "zero_fraction": "share of weights that had not changed",
     }
     found = {label: total[key] for key, label in rows.items() if isinstance(total, Mapping) and key in total}
     found = {label: value for label, value in found.items() if isinstance(value, int | float)}
     if not found:
         return exact + " How near it is to the fine-tune was not measured."
-    table = ["| over all packed weights | |", "|---|---:|", *(f"| {k} | {v:.4f} |" for k, v in found.items())]
+    table = [
+        "| over all weights that the base has | |",
+        "|---|---:|",
+        *(f"| {k} | {v:.4f} |" for k, v in found.items()),
+    ]
     return "\n".join(table) + "\n\n" + exact
 
 

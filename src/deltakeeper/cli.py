@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from importlib import metadata
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,6 +23,13 @@ from deltakeeper.errors import DeltakeeperError
 
 INTERRUPTED = 130
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"deltakeeper {metadata.version('deltakeeper')}\n")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="deltakeeper",
     help="Compress, measure and serve the difference between a fine-tuned language model and its base.",
@@ -30,6 +38,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 for verb in (compress, inspect, verify, apply, heal, codecs, demo, push, pull, export_lora):
     app.command()(verb)
 app.command("import")(import_delta)  # a word that Python keeps for itself

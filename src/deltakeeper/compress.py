@@ -97,6 +97,11 @@ def compress(
         models = pair(origin, target)
         calibration = None
         if text is not None:
+            if not budgeted and not any(codec is not None and codec.uses_inputs for codec in rules.codecs):
+                raise CodecError(
+                    f"codec '{spell(method)}' does not weigh errors by what layers are fed; leave out the text, or "
+                    "give a target size or ratio."
+                )
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltakeeper-")))
             calibration = Calibration(tuned_folder(target, origin, scratch), text)
         goal = target_bytes(models, size=_as_text(target_size), ratio=_as_text(target_ratio))
@@ -222,7 +227,8 @@ class _Run:
             )
         self.exact = self.exact and found.exact
         self.records[name] = record
-        figures = None if found.sums is None else summarise([found.sums])
+        packed = choice.codec is not None and record.encoding == "terms"
+        figures = summarise([found.sums]) if packed and found.sums is not None else None
         self.reports[name] = TensorReport(record.encoding, record.stored_bytes, figures)
         if found.sums is not None:
             self.sums[name] = found.sums

@@ -28,8 +28,9 @@ class CompressionReport:
     """What a compression did.
 
     `nbytes` counts every file of the artifact but tokenizer files and model card; `full_bytes` is the fine-tune in its
-    own dtypes; `total` is over all packed tensors; `seconds` is wall time; `peak_rss` is the most memory in bytes that
-    the process had held by the end, None in reports of releases that did not record it.
+    own dtypes; `total` is over all weights that the base has too, those taken from it and those stored whole among
+    them; `seconds` is wall time; `peak_rss` is the most memory in bytes that the process had held by the end, None in
+    reports of releases that did not record it.
     """
 
     codec: str

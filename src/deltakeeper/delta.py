@@ -127,8 +127,8 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> DeltaPair:
     """Match a fine-tune with its base.
 
     Raises:
-        CheckpointError: not one matrix of the two has the same name and shape, or a tensor has another shape than its
-            base and is none whose rows are tokens.
+        CheckpointError: not one matrix of the two has the same name and shape, or less than half of the weights do; or
+            a tensor has another shape than its base and is none whose rows are tokens, or is of whole numbers.
     """
     found = DeltaPair(base, tuned)
     matched = [(name, origin) for name in found.names() if (origin := found.base_name(name)) is not None]
@@ -143,6 +143,19 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> DeltaPair:
                 f"tensor '{name}' is {list(after)} in {tuned.name_or_path} but {list(before)} in {base.name_or_path}, "
                 "and only embeddings and heads may differ, in their number of rows; give the base of this fine-tune."
             )
+        kinds = [model.tensors[n] for model, n in ((tuned, name), (base, dict(matched)[name]))]
+        if kinds[0].dtype.is_floating_point != kinds[1].dtype.is_floating_point:
+            raise CheckpointError(
+                f"tensor '{name}' is {kinds[0].st_dtype} in {tuned.name_or_path} but {kinds[1].st_dtype} in "
+                f"{base.name_or_path}; give models of which none is quantised."
+            )
+    paired = sum(tuned.tensors[name].numel for name, _ in matched)
+    total = sum(info.numel for info in tuned.tensors.values())
+    if 2 * paired < total:
+        raise CheckpointError(
+            f"only {100 * paired / total:.0f} % of the weights of {tuned.name_or_path} have a counterpart in "
+            f"{base.name_or_path}; give the base of this fine-tune."
+        )
     return found
 
 

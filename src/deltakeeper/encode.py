@@ -10,9 +10,9 @@ import torch
 from deltakeeper.artifact_writer import as_bytes
 from deltakeeper.checkpoint import Checkpoint
 from deltakeeper.codecs import Codec, Inputs, RowEncoder
-from deltakeeper.delta import DeltaPair
+from deltakeeper.delta import DeltaPair, TensorDelta
 from deltakeeper.errors import CodecError
-from deltakeeper.fidelity import Sums, compare
+from deltakeeper.fidelity import Sums, compare, compare_rows
 from deltakeeper.fingerprint import begin_leaf, begin_leaves, hash_tensor, leaf_hash
 from deltakeeper.layouts import Layout
 from deltakeeper.layouts.dense import Dense
@@ -35,7 +35,7 @@ class Encoded:
         record: what the manifest will say, but for the term records, which the writer makes.
         terms: packed terms, each with the expert it belongs to in a 3-D tensor.
         added: rows that the fine-tune added.
-        sums: how near the decoded delta is; None where no delta was encoded.
+        sums: how near what the artifact decodes to is; None for aliases and for what the base does not have.
         base_leaf: hash of the base's tensor, None without one.
         target_leaf: hash of the fine-tune's tensor, None for an alias.
         decoded_leaf: hash of what the artifact decodes to, None for an alias.
@@ -126,7 +126,8 @@ def _encode_blocks(models: DeltaPair, name: str, record: TensorRecord, encoder: 
         encoder.add(base_rows, tuned_rows)
     goal, before = leaves.hexdigests()
     if same:
-        return Encoded(replace(record, encoding="unchanged"), [], None, None, before, goal, goal)
+        nothing = Sums(entries=ours.numel, zeros=ours.numel)
+        return Encoded(replace(record, encoding="unchanged"), [], None, nothing, before, goal, goal)
     terms, sums = encoder.finish()
     decoded = begin_leaf(name, ours.st_dtype, ours.shape)
     room: torch.Tensor | None = None
@@ -144,16 +145,17 @@ def _encode_whole(models: DeltaPair, name: str, record: TensorRecord, choice: Ch
     base_leaf = None if record.base_name is None else _hash_base(models.base, record.base_name, delta.base)
     if unchanged(models, delta):
         record = replace(record, encoding="unchanged")
-        return Encoded(record, [], base_leaf=base_leaf, target_leaf=target_leaf, decoded_leaf=target_leaf)
+        nothing = Sums(entries=value.numel(), zeros=value.numel())
+        return Encoded(record, [], None, nothing, base_leaf, target_leaf, target_leaf)
     if choice.treatment == "base":
         decoded = reconstruct(record, [], delta.base, None, dtype)
         leaf = leaf_hash(name, record.dtype, record.shape, as_bytes(decoded))
         record = replace(record, encoding="base")
-        return Encoded(record, [], base_leaf=base_leaf, target_leaf=target_leaf, decoded_leaf=leaf)
+        return Encoded(record, [], None, _value_sums(delta, decoded), base_leaf, target_leaf, leaf)
     _check_finite(value, f"tensor '{name}' of {models.tuned.name_or_path}")
     if choice.codec is None:
         terms: Slices = [(None, Dense(record.shape, "value", value.contiguous()))]
-        return Encoded(record, terms, base_leaf=base_leaf, target_leaf=target_leaf, decoded_leaf=target_leaf)
+        return Encoded(record, terms, None, _value_sums(delta, value), base_leaf, target_leaf, target_leaf)
     true = delta.matrix()
     _check_finite(true, f"the delta of '{name}'")
     terms = _encode_slices(choice.codec, true, name, value, inputs)
@@ -184,6 +186,10 @@ def _encode_whole(models: DeltaPair, name: str, record: TensorRecord, choice: Ch
     result = result if added is None else torch.cat([result, added])
     leaf = leaf_hash(name, record.dtype, record.shape, as_bytes(result))
     return Encoded(record, terms, added, sums, base_leaf, target_leaf, leaf)
+
+
+def _value_sums(delta: TensorDelta, decoded: torch.Tensor) -> Sums | None:
+    return None if delta.base is None else compare_rows(delta.base, delta.tuned, decoded)
 
 
 def _encode_slices(codec: Codec, matrix: torch.Tensor, name: str, value: torch.Tensor, inputs: Inputs | None) -> Slices:

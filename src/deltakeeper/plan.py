@@ -70,6 +70,11 @@ class Rules:
                 ) from error
         object.__setattr__(self, "_embedding_codec", own)
 
+    @property
+    def codecs(self) -> tuple[Codec | None, Codec | None]:
+        """What encodes embeddings and heads, None where no codec does, and what encodes all other matrices."""
+        return self._embedding_codec, self.codec
+
     def decide(self, pair: DeltaPair, name: str) -> Choice:
         """What to do with the tensor `name` of the fine-tune.
 
@@ -95,7 +100,10 @@ def choose_codec(text: str, *, budgeted: bool = False) -> Codec:
         CodecError: it is no spelling of a codec, or `auto` without a budget.
     """
     if text.strip() != "auto":
-        return parse_codec(text)
+        parts = text.split("+")
+        if budgeted:  # the rank is what the budget turns, so it need not be given
+            parts = ["svd:rank=1" if part.strip() == "svd" else part for part in parts]
+        return parse_codec("+".join(parts))
     if not budgeted:
         raise CodecError("codec 'auto' chooses by a budget; give --target-size or --target-ratio as well.")
     return Auto()

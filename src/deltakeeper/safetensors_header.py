@@ -113,7 +113,7 @@ def _entry(name: str, item: Any, data_bytes: int, offset: int, where: str) -> He
     wanted = math.prod(shape) * DTYPES[dtype].itemsize
     if not start <= end <= data_bytes or end - start != wanted:
         raise CheckpointError(
-            f"{where}: tensor '{name}' needs {wanted} bytes but the file gives it {end - start} of {data_bytes}; "
+            f"{where}: tensor '{name}' needs {wanted} bytes but its place is {start} to {end} of {data_bytes}; "
             "the file is truncated or altered, get it again."
         )
     return HeaderEntry(DTYPES[dtype], tuple(shape), offset + start, offset + end)

@@ -18,8 +18,8 @@ from deltakeeper.artifact_writer import as_bytes
 from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.delta import pair
 from deltakeeper.errors import ArtifactError, BaseMismatchError, CheckpointError, DataError
-from deltakeeper.fidelity import Fidelity, Sums, compare, summarise
-from deltakeeper.fingerprint import leaf_hash
+from deltakeeper.fidelity import Fidelity, Sums, compare_rows, summarise
+from deltakeeper.fingerprint import fingerprint, leaf_hash
 from deltakeeper.model_folder import tuned_folder
 from deltakeeper.reconstruct import reconstruct
 from deltakeeper.safetensors_header import DTYPES
@@ -85,7 +85,7 @@ def verify(
     Raises:
         ArtifactError: the artifact cannot be opened at all.
         DataError: the text cannot be used, or was given without the fine-tune.
-        CheckpointError: a model cannot be opened, or `tuned` is not a fine-tune of `base`.
+        CheckpointError: a model cannot be opened, or `tuned` is not the fine-tune that the artifact was made from.
     """
     artifact = delta if isinstance(delta, DeltaArtifact) else open_artifact(delta)
     if text is not None and tuned is None:
@@ -139,6 +139,7 @@ def _verify(
 ) -> VerifyReport:
     if target is not None:
         pair(origin, target)  # raises if the two do not belong together
+        check_tuned(artifact, target)
     report = VerifyReport(exact=True if artifact.manifest.exact else None)
     sums: list[Sums] = []
     for i, name in enumerate(artifact.names):
@@ -163,7 +164,7 @@ def _verify(
                 raise CheckpointError(
                     f"{target.name_or_path} has no tensor '{name}' {record.shape}; give its fine-tune."
                 )
-            found = _compare_rows(target.read(name), decoded, before)
+            found = compare_rows(before, target.read(name), decoded)
             sums.append(found)
             report.tensors[name] = summarise([found])
     if report.problems:
@@ -172,8 +173,16 @@ def _verify(
     return report
 
 
-def _compare_rows(true: torch.Tensor, decoded: torch.Tensor, before: torch.Tensor) -> Sums:
-    """Figures over the leading rows that all have; a scalar is a row."""
-    origin, goal, found = (t.float().reshape(1) if t.ndim == 0 else t.float() for t in (before, true, decoded))
-    rows = min(len(origin), len(goal))
-    return compare(goal[:rows] - origin[:rows], found[:rows] - origin[:rows])
+def check_tuned(artifact: DeltaArtifact, tuned: Checkpoint) -> None:
+    """Refuse a fine-tune that the artifact was not made from, where the artifact says which it was.
+
+    Raises:
+        CheckpointError: it has another root.
+    """
+    made_from = artifact.manifest.target
+    imported = made_from.root == artifact.manifest.reconstruction.root  # no fine-tune was known, or nothing was lost
+    if not imported and fingerprint(tuned).root != made_from.root:
+        raise CheckpointError(
+            f"{tuned.name_or_path} is not the fine-tune that {artifact.path} was made from ({made_from.name_or_path}); "
+            "give that one, or compress this one."
+        )

@@ -63,9 +63,9 @@ def test_defaults_are_left_out_and_whole_floats_are_short():
     ("text", "message"),
     [
         ("bitdelt:bits=1", "unknown codec 'bitdelt'.*did you mean 'bitdelta'"),
+        ("bitdelta+", r"part of the sum 'bitdelta\+' is empty"),
         ("gguf", "unknown codec 'gguf'.*choose one of bitdelta, .*dare, "),
         ("", "unknown codec ''"),
-        ("bitdelta+", "unknown codec 'bitdelta\\+'"),
         ("bitdelta++dense", "unknown codec"),
         ("bitdelta:bit=1", "no setting 'bit'; did you mean 'bits'"),
         ("bitdelta:frobnicate=1", "choose one of bits, scale, zero"),
@@ -96,7 +96,7 @@ def test_mistakes_are_named(text, message):
 
 
 def test_the_table_has_a_row_for_each_codec_with_its_settings():
-    head, _, *rows = codec_table().splitlines()
+    head, *rows = (line for line in codec_table().splitlines() if line.startswith(("| codec", "| `")))
     assert [row.split("`")[1] for row in rows] == sorted(CODECS)
     assert all(row.count(" | ") == head.count(" | ") for row in rows)
     bitdelta = next(row for row in rows if row.startswith("| `bitdelta`"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -193,7 +194,10 @@ def test_errors_say_what_to_do(tmp_path):
         export_lora(tmp_path / "delta", base, tuned, rank=2)
     with pytest.raises(BaseMismatchError):
         export_lora(tmp_path / "delta", tuned, tmp_path / "adapter", rank=2)
-    compress(base, base, tmp_path / "nothing", "bitdelta")
+    shutil.copytree(base, tmp_path / "normed")
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] + 1}, tmp_path / "normed/model.safetensors")
+    compress(base, tmp_path / "normed", tmp_path / "nothing", "bitdelta")
     with pytest.raises(ArtifactError, match="changes no linear layer"):
         export_lora(tmp_path / "nothing", base, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()

@@ -154,7 +154,7 @@ class _Search:
         if smallest > self.target:
             raise CodecError(
                 f"the budget of {self.target} bytes is too small: the smallest artifact of this pair takes {smallest} "
-                "bytes; give that many, or take norms from the base as well."
+                f"bytes; give that many{self._advice()}."
             )
         # Figures in the report can be a few digits longer than usual, and it names the calibration text.
         spare = max(16, self.target // 4096) + (0 if self.measurer.inputs is None else CALIBRATION_NOTE)
@@ -183,6 +183,13 @@ class _Search:
             if points and self._total(points) <= self.target and _error(points) < _error(best):
                 best = points
         return self._allocation(best)
+
+    def _advice(self) -> str:
+        """What else would make room, of what the rules keep whole."""
+        rules = self.measurer.rules
+        kept = ["embeddings"] if rules.embeddings == "dense" else []
+        kept += ["norms"] if rules.norms == "dense" else []
+        return f", or do not store {' and '.join(kept)} dense" if kept else ""
 
     def _least(self, curve: Curve) -> Point:
         """The smallest candidate, of a size that is certain."""

@@ -209,8 +209,23 @@ def load_decoder(folder: Path) -> nn.Module:
     with _explained(folder):
         from transformers import AutoModelForCausalLM
 
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        with quiet_loading():
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     return model.eval()
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep the progress bars of transformers off the screen for a while: commands have their own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -12,7 +12,7 @@ from deltakeeper.codecs.dqrelo import DQRelo
 from deltakeeper.codecs.impart import ImPart
 from deltakeeper.codecs.magnitude import Magnitude
 from deltakeeper.codecs.rtn import Rtn
-from deltakeeper.codecs.spelling import parse_codec, spell
+from deltakeeper.codecs.spelling import parse_codec, spell, wants_text
 from deltakeeper.codecs.sum import SumCodec
 from deltakeeper.codecs.svd import Svd
 from deltakeeper.codecs.ultradelta import UltraDelta
@@ -41,4 +41,5 @@ __all__ = [
     "parse_codec",
     "register_codec",
     "spell",
+    "wants_text",
 ]

@@ -21,6 +21,8 @@ def parse_codec(text: str) -> Codec:
     Raises:
         CodecError: an unknown codec or setting (with the nearest known one), or a value that does not fit.
     """
+    if text.strip().endswith("+") or text.strip().startswith("+"):
+        raise CodecError(f"a part of the sum '{text}' is empty; write it as a+b.")
     parts = [_parse_one(part.strip()) for part in _PLUS.split(text)]
     return parts[0] if len(parts) == 1 else SumCodec(tuple(parts))
 
@@ -35,6 +37,13 @@ def spell(codec: Codec) -> str:
         if setting.default is dataclasses.MISSING or getattr(codec, name) != setting.default
     ]
     return codec.name + (":" + ",".join(changed) if changed else "")
+
+
+def wants_text(codec: str | Codec) -> str:
+    """Names of the parts of a codec that weigh errors by calibration text, joined by commas; empty where none does."""
+    found = (parse_codec(codec) if codec.strip() != "auto" else None) if isinstance(codec, str) else codec
+    parts = found.parts if isinstance(found, SumCodec) else [found]
+    return ", ".join(part.name for part in parts if part is not None and part.uses_inputs)
 
 
 def _parse_one(text: str) -> Codec:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltakeeper.commands.output import bar, console, in_bytes, print_json
+from deltakeeper.commands.output import bar, console, in_bytes, print_json, times
 
 
 def compress(
@@ -15,7 +15,7 @@ def compress(
     tuned: Annotated[str, typer.Argument(help="Its fine-tune: a folder, a LoRA adapter folder, or a hub name.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Artifact folder to write.")] = None,
     codec: Annotated[
-        str, typer.Option(help="Codec and settings, `name:field=value,…`; join two with `+`. See `codecs`.")
+        str, typer.Option(help="Codec and settings, `name:field=value,…`; join several with `+`. See `codecs`.")
     ] = "bitdelta",
     embeddings: Annotated[
         str, typer.Option(help="Input embeddings and heads: `codec`, `dense`, `base`, or a codec of their own.")
@@ -40,6 +40,7 @@ def compress(
 
     Example: deltakeeper compress ./base ./tuned -o ./delta --codec bitdelta:bits=2
     """
+    from deltakeeper.codecs import wants_text
     from deltakeeper.commands.plan_table import print_forecast, show_plan
     from deltakeeper.compress import compress as run
 
@@ -78,11 +79,18 @@ def compress(
         return
     screen = console()
     total = report.total
+    if text is None and (uncalibrated := wants_text(report.codec)):
+        screen.print(f"Not calibrated, since no --text was given: {uncalibrated} fell back to equal weights.")
     screen.print(
-        f"{out}: {in_bytes(report.nbytes)}, {report.ratio:.1f} times smaller than the fine-tune "
+        f"{out}: {in_bytes(report.nbytes)}, {times(report.ratio)} than the fine-tune "
         f"({in_bytes(report.full_bytes)}), {report.bits_per_weight:.2f} bits a weight."
     )
     screen.print(
         f"Relative error {total.relative_error:.3f}, cosine {total.cosine:.3f}, "
-        f"{100 * total.zero_fraction:.0f} % of the packed weights had not changed. {report.seconds:.1f} s."
+        f"{100 * total.zero_fraction:.0f} % of the weights had not changed. {report.seconds:.1f} s."
     )
+    if total.relative_error > 1:
+        screen.print(
+            "That error is larger than the delta itself: entries were dropped at random and the others scaled up, "
+            "which keeps the mean and adds noise. Measure what is left of the skill."
+        )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from deltakeeper.commands.output import console, in_bytes, print_json
+from deltakeeper.commands.output import console, in_bytes, print_json, times
 
 
 def inspect(
@@ -55,12 +55,12 @@ def inspect(
     screen.print(f"          root {manifest.base.root[:16]}…\nCodec     {manifest.codec}")
     screen.print(
         f"Size      {in_bytes(artifact.nbytes)}, {artifact.bits_per_weight:.2f} bits a weight, "
-        f"{artifact.full_bytes / artifact.nbytes:.1f} times smaller than {in_bytes(artifact.full_bytes)}"
+        f"{times(artifact.full_bytes / artifact.nbytes)} than {in_bytes(artifact.full_bytes)}"
     )
     screen.print(f"Besides   {in_bytes(artifact.side_bytes)} of tokenizer and model card")
     table = Table(box=None, header_style="bold")
     for title in ("role", "stored as"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for title in ("tensors", "bytes"):
         table.add_column(title, justify="right")
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -30,6 +30,11 @@ def in_bytes(n: int) -> str:
     return f"{n:,} bytes"
 
 
+def times(ratio: float) -> str:
+    """A ratio of sizes in words, `3.1 times smaller`."""
+    return f"{ratio:.1f} times smaller" if ratio >= 1 else f"{1 / ratio:.1f} times larger"
+
+
 @contextmanager
 def bar(label: str, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on standard error; gives a function that takes (done, in all, name of the next)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from deltakeeper.budget.forecast import Forecast, GroupForecast
-from deltakeeper.commands.output import bar, console, in_bytes, print_json
+from deltakeeper.commands.output import bar, console, in_bytes, print_json, times
 
 SHOWN = 3
 """Settings that are named for one group; with a budget there may be dozens."""
@@ -63,10 +63,9 @@ def print_forecast(found: Forecast, *, as_json: bool = False) -> None:
         return
     screen = console()
     screen.print(plan_table(found))
-    about, ratio = ("" if found.certain else "about "), found.full_bytes / found.total_bytes
+    about, ratio = ("" if found.certain else "about "), times(found.full_bytes / found.total_bytes)
     screen.print(
-        f"Artifact: {about}{in_bytes(found.total_bytes)}, {ratio:.1f} times smaller than the fine-tune "
-        f"({in_bytes(found.full_bytes)})."
+        f"Artifact: {about}{in_bytes(found.total_bytes)}, {ratio} than the fine-tune ({in_bytes(found.full_bytes)})."
     )
     if found.target_bytes is not None:
         left = 1 - found.total_bytes / found.target_bytes

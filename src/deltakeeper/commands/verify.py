@@ -37,12 +37,20 @@ def verify(
 
     Example: deltakeeper verify ./delta --base ./base --tuned ./tuned --text ./sample.txt
     """
+    from deltakeeper.artifact import MANIFEST_NAME
+    from deltakeeper.errors import ArtifactError
     from deltakeeper.hub import resolve_artifact
+    from deltakeeper.verify import VerifyReport
     from deltakeeper.verify import verify as run
 
     source = resolve_artifact(delta)
-    with bar("Verify", quiet=as_json) as progress:
-        report = run(source, base, tuned, progress, text=text, tokens=tokens, precision=precision)
+    try:
+        with bar("Verify", quiet=as_json) as progress:
+            report = run(source, base, tuned, progress, text=text, tokens=tokens, precision=precision)
+    except ArtifactError as error:
+        if not (Path(source) / MANIFEST_NAME).is_file():
+            raise  # not an artifact at all: a mistake of the call, not of the artifact
+        report = VerifyReport(problems=[str(error)], exact=False)
     if as_json:
         print_json(report.to_json())
     else:

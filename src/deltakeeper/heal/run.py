@@ -22,14 +22,14 @@ from deltakeeper.calibration.inputs import load_decoder
 from deltakeeper.checkpoint import Checkpoint, opened
 from deltakeeper.delta import pair
 from deltakeeper.devices import working_device
-from deltakeeper.errors import CheckpointError, DataError, DeltakeeperError
-from deltakeeper.fingerprint import fingerprint
+from deltakeeper.errors import DataError, DeltakeeperError
 from deltakeeper.heal.fit import Fit
 from deltakeeper.heal.losses import LOSSES, Loss
 from deltakeeper.heal.student import Trainable, build_student, check_forms, checksums
 from deltakeeper.heal.teacher import Progress, Text, read_batches, spool_teacher
 from deltakeeper.heal.write import write_healed
 from deltakeeper.model_folder import student_folder, tuned_folder
+from deltakeeper.verify import check_tuned
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,7 @@ def _check_models(artifact: DeltaArtifact, base: Checkpoint, tuned: Checkpoint) 
     for name in artifact.names:
         if artifact.record(name).encoding != "tied":
             check_base(base, artifact, name, artifact.record(name))
-    made_from = artifact.manifest.target
-    imported = made_from.root == artifact.manifest.reconstruction.root  # no fine-tune was known, or nothing was lost
-    if not imported and fingerprint(tuned).root != made_from.root:
-        raise CheckpointError(
-            f"{tuned.name_or_path} is not the fine-tune that {artifact.path} was made from ({made_from.name_or_path}); "
-            "give that one, or compress this one."
-        )
+    check_tuned(artifact, tuned)
 
 
 def _check_settings(steps: int, batch: int, length: int, samples: int, lr: float, trainable: str, loss: str) -> None:

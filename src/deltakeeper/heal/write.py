@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from deltakeeper.apply import check_base
 from deltakeeper.artifact import CARD_NAME, REPORT_NAME, DeltaArtifact
 from deltakeeper.artifact_writer import ArtifactWriter, as_bytes
@@ -14,7 +16,7 @@ from deltakeeper.card import write_card
 from deltakeeper.checkpoint import Checkpoint
 from deltakeeper.compression_report import peak_memory
 from deltakeeper.delta import pair
-from deltakeeper.fidelity import Sums, compare, summarise
+from deltakeeper.fidelity import Sums, compare, compare_rows, summarise
 from deltakeeper.fingerprint import leaf_hash, root_of
 from deltakeeper.layouts import Layout
 from deltakeeper.manifest import TensorRecord
@@ -53,12 +55,13 @@ def write_healed(
         record = artifact.record(name)
         terms, added = artifact.terms(name), artifact.added_rows(name)
         figures = None
+        decoded: torch.Tensor | None = None
+        before = None if record.encoding == "tied" else check_base(base, artifact, name, record)
         if record.encoding == "terms":
             new = list(healed.get(name, terms))
             parts = [(part.slice, term) for part, term in zip(record.terms, new, strict=True)]
             term_records, nbytes, digest = writer.add(name, parts, added)
             record = replace(record, terms=term_records, stored_bytes=nbytes, sha256=digest)
-            before = check_base(base, artifact, name, record)
             if name in healed:
                 decoded = reconstruct(record, new, before, added, DTYPES[record.dtype])
                 leaves[name] = leaf_hash(name, record.dtype, record.shape, as_bytes(decoded))
@@ -68,6 +71,12 @@ def write_healed(
                 found = compare(models.tensor(name).matrix(), oriented)
                 sums.append(found)
                 figures = asdict(summarise([found]))
+            elif before is not None:
+                decoded = new[0].to_dense().view(record.shape)
+        elif record.encoding != "tied":
+            decoded = before
+        if before is not None and decoded is not None and figures is None:
+            sums.append(compare_rows(before, tuned.read(name), decoded))
         records[name] = record
         reports[name] = {"encoding": record.encoding, "stored_bytes": record.stored_bytes, "fidelity": figures}
     manifest = artifact.manifest

@@ -93,10 +93,9 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     except OSError:
         raise
     except Exception as error:  # the reader raises many kinds; each means that the file is not to be read
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(
-            f"{path} is no file of tensors that torch reads without running code ({reason[:200]}); give the diff.pt "
-            "that BitDelta wrote."
+        raise CheckpointError(  # without torch's own words, which say how to run the code in the file
+            f"{path} is no file of tensors that torch reads without running code ({type(error).__name__}); give the "
+            "diff.pt that BitDelta wrote."
         ) from error
     if not isinstance(held, dict) or not held:
         raise CheckpointError(f"{path} is no dictionary of tensors; give the diff.pt that BitDelta wrote.")
