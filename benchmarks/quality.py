@@ -134,11 +134,11 @@ class Bench:
                 attached(self.model, iterate_changes(origin, delta)),
             ):
                 found = {"kl": self._divergence(), "skill": self._skill()}
+            found |= {"bytes": delta.nbytes, "bits_per_weight": delta.bits_per_weight, "tuned_skill": self.tuned_skill}
         except DeltakeeperError as error:
             return {"failed": str(error)}
         finally:
             shutil.rmtree(scratch)
-        found |= {"bytes": delta.nbytes, "bits_per_weight": delta.bits_per_weight, "tuned_skill": self.tuned_skill}
         return found | {"relative_error": report.total.relative_error, "seconds": seconds}
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
