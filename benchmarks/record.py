@@ -44,7 +44,7 @@ def save(name: str, rows: Any) -> Path:
     RESULTS.mkdir(exist_ok=True)
     value = {
         "benchmark": name,
-        "command": "python " + " ".join(["benchmarks/compress.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "rows": rows,

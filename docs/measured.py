@@ -52,6 +52,12 @@ training text, *text* gives a fixed codec that text, *healed* refits the scales 
 """
 
 
+VLLM = """\
+Unmodified vLLM {version} beside PEFT, float32, {tokens} greedy tokens on a few prompts, without and with an adapter of
+rank {rank} that `export-lora` wrote from a fine-tune of SmolLM2-135M.
+"""
+
+
 def results_page() -> str:
     """All measured tables."""
     sections = {
@@ -60,6 +66,7 @@ def results_page() -> str:
         "compress-peers": ("Against the published code", _peers),
         "compress-svd": ("Randomised against exact decomposition", _svd),
         "compress-quality": ("Codecs at equal bytes", _quality),
+        "export-vllm": ("An exported adapter in vLLM", _vllm),
     }
     parts = [OPENING]
     for name, (title, table) in sections.items():
@@ -152,6 +159,16 @@ def _svd(rows: list[dict[str, Any]]) -> str:
         for row in rows
     )
     return SVD + "\n" + _table(head, body)
+
+
+def _vllm(rows: list[dict[str, Any]]) -> str:
+    settings, *sides = rows
+    body = (
+        (side["side"], f"{side['same_tokens']} of {side['prompts']}", f"{side['largest_logprob_gap']:.1e}")
+        for side in sides
+    )
+    text = VLLM.format(version=settings["vllm"], rank=settings["rank"], tokens=settings["tokens"])
+    return text + "\n" + _table(("served", "the same tokens", "largest difference of log-probability"), body)
 
 
 def _quality(rows: list[dict[str, Any]]) -> str:
