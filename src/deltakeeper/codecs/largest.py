@@ -17,14 +17,9 @@ def kept_of(entries: int, keep: float) -> int:
 
 
 def largest_of_tensor(values: NDArray[np.float32], keep: float) -> torch.Tensor:
-    """Packed mask of the `ceil(keep * entries)` largest magnitudes; needs one float32 copy."""
+    """Packed mask of the `ceil(keep * entries)` largest magnitudes; needs no copy of the matrix."""
     out, columns = values.shape
-    magnitudes = np.abs(values).reshape(-1)
-    count = kept_of(magnitudes.size, keep)
-    magnitudes.partition(magnitudes.size - count)
-    threshold = magnitudes[magnitudes.size - count]
-    ties = count - int(np.count_nonzero(magnitudes > threshold))
-    del magnitudes
+    threshold, ties = _threshold(values, kept_of(values.size, keep))
     mask = zero_words(out, columns)
     for rows in row_blocks(out, columns):
         block = np.abs(values[rows])
@@ -35,6 +30,36 @@ def largest_of_tensor(values: NDArray[np.float32], keep: float) -> torch.Tensor:
             ties -= first.size
         pack_rows(chosen, byte_view(mask)[rows])
     return mask
+
+
+def _threshold(values: NDArray[np.float32], count: int) -> tuple[np.float32, int]:
+    """The `count`-th largest magnitude, and how many of the entries equal to it are among the `count` largest.
+
+    The bits of a float that is not negative are in the order of its value, so their upper and then their lower halves
+    are counted. Deltas of bfloat16 weights have few distinct values, with which a partition takes ten times as long.
+    """
+    upper, left = _find(_histogram(values, None), count)
+    lower, left = _find(_histogram(values, upper), left)
+    return np.array([upper << 16 | lower], dtype=np.uint32).view(np.float32)[0], left
+
+
+def _histogram(values: NDArray[np.float32], upper: int | None) -> NDArray[np.int64]:
+    """How often each upper half of a magnitude occurs, or each lower half of those with a given upper one."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for rows in row_blocks(*values.shape):
+        bits = np.abs(values[rows]).view(np.uint32).reshape(-1)
+        halves = bits >> np.uint32(16)
+        if upper is not None:
+            halves = bits[halves == upper] & np.uint32(0xFFFF)
+        counts += np.bincount(halves, minlength=1 << 16)
+    return counts
+
+
+def _find(counts: NDArray[np.int64], count: int) -> tuple[int, int]:
+    """The bin that holds the `count`-th entry from above, and how many of its own entries that includes."""
+    from_above = counts[::-1].cumsum()
+    place = int(np.searchsorted(from_above, count))
+    return len(counts) - 1 - place, count - int(from_above[place] - counts[::-1][place])
 
 
 def largest_of_rows(values: NDArray[np.float32], keep: float) -> torch.Tensor:
