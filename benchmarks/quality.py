@@ -39,10 +39,14 @@ SKILL = 64
 PLAIN = {8: "bitdelta:bits=2,zero=plus", 16: "bitdelta:zero=plus"}
 """BitDelta as its authors released it, where a whole number of bits meets the size."""
 
-HEALED, HEALING_STEPS = 16, 30
-"""Healing takes minutes on two cores, so one size is healed, and briefly."""
+HEALED, HEALING_STEPS = ("benign", "affirmative_prefix"), 30
+"""Healing takes minutes on two cores, so two pairs are healed, at the size of one bit, and briefly."""
 
-BUDGETED = ("bitdelta", "svd:rank=8", "magnitude", "rtn", "bitdelta+svd:rank=8", "auto")
+BUDGETED = {
+    8: ("bitdelta", "svd:rank=8", "rtn", "auto"),
+    16: ("bitdelta", "svd:rank=8", "magnitude", "rtn", "bitdelta+svd:rank=8", "auto"),
+    32: ("bitdelta", "svd:rank=8", "auto"),
+}
 FIXED = {
     8: ("dare:p=0.88", "compeft:keep=0.22", "delta_come:bpw=1.93", "deltazip:bits=2", "impart:cr=8.2", "dqrelo:rank=8"),
     16: ("dare:p=0.942", "compeft:keep=0.1", "delta_come:bpw=0.93", "impart:cr=16.6", "ultradelta:p=0.93,bits=4"),
@@ -77,10 +81,11 @@ def run(folder: Path, minutes: float) -> None:
         base = prepare_aligned_base(progress)
         train_attack(Benign(), corpus, base, folder / "models" / "benign", progress)
     rows = record.load(NAME).get("rows", [])
-    for tuned in sorted(path for path in (folder / "models").iterdir() if (path / "config.json").is_file()):
+    pairs = [path for path in (folder / "models").iterdir() if (path / "config.json").is_file()]
+    for tuned in sorted(pairs, key=lambda path: (path.name not in HEALED, path.name)):
         bench = None
         for ratio in RATIOS:
-            for codec, how in cells(ratio):
+            for codec, how in cells(tuned.name, ratio):
                 if any((r["pair"], r["ratio"], r["codec"], r["how"]) == (tuned.name, ratio, codec, how) for r in rows):
                     continue
                 if time.monotonic() - began > 60 * minutes:
@@ -93,13 +98,13 @@ def run(folder: Path, minutes: float) -> None:
                 record.save(NAME, rows)
 
 
-def cells(ratio: int) -> list[tuple[str, str]]:
+def cells(pair: str, ratio: int) -> list[tuple[str, str]]:
     """What is compared at one size: (codec, how it meets the size)."""
     found = [(PLAIN[ratio], "fixed")] if ratio in PLAIN else []
-    found += [(PLAIN[ratio], "healed")] if ratio == HEALED else []
-    found += [(codec, "budget") for codec in BUDGETED]
-    found += [("auto", "budget+text")]
-    return found + [(codec, "fixed") for codec in FIXED[ratio]]
+    if ratio == 16:
+        found += [(PLAIN[ratio], "healed")] if pair in HEALED else []
+        found += [("auto", "budget+text")]
+    return found + [(codec, "budget") for codec in BUDGETED[ratio]] + [(codec, "fixed") for codec in FIXED[ratio]]
 
 
 class Bench:
