@@ -11,6 +11,10 @@ SHRINKS = tuple(1 - 0.04 * step for step in range(18))
 """Shares of the largest scale that a search tries, 1 to 0.32; below 5 bits, clipping the largest entries pays."""
 
 
+SEARCHED = 1 << 15
+"""Entries that all shares are tried on at once; one share after another would spend its time between operations."""
+
+
 class NeighbourRounding:
     """Symmetric codes whose scales hold for `group` neighbouring columns in each row, as a span begins.
 
@@ -90,14 +94,16 @@ def group_scale(values: torch.Tensor, bits: int, *, search: bool) -> torch.Tenso
     widest = _eleven_bits(values.abs().amax(1) / (2 ** (bits - 1) - 0.5))
     if not search:
         return widest
-    best = widest.clone()
-    least = torch.full_like(best, torch.inf)
-    for share in SHRINKS:
-        for scale in (_eleven_bits(widest * share), _eleven_bits(widest * -share)):
-            column = scale[:, None]
-            error = _nearest(values, column, bits).mul_(column).sub_(values).square_().sum(1)
-            better = error < least
-            best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    shares = torch.tensor([sign * share for share in SHRINKS for sign in (1, -1)])
+    best = torch.empty_like(widest)
+    step = max(1, SEARCHED // values.shape[1])
+    for start in range(0, len(values), step):
+        rows = slice(start, start + step)
+        scales = _eleven_bits(shares[:, None] * widest[rows])  # (shares, rows)
+        decoded = _nearest(values[rows], scales[:, :, None], bits).mul_(scales[:, :, None])
+        error = decoded.sub_(values[rows]).square_().sum(2)
+        first = torch.from_numpy(error.numpy().argmin(0))  # of equal ones NumPy takes the first
+        best[rows] = scales.gather(0, first[None])[0]
     return best
 
 
