@@ -131,25 +131,25 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> DeltaPair:
             a tensor has another shape than its base and is none whose rows are tokens, or is of whole numbers.
     """
     found = DeltaPair(base, tuned)
-    matched = [(name, origin) for name in found.names() if (origin := found.base_name(name)) is not None]
-    shapes = {name: (base.tensors[origin].shape, tuned.tensors[name].shape) for name, origin in matched}
-    if not any(len(before) >= 2 and before[1:] == after[1:] for before, after in shapes.values()):
+    matched = {name: origin for name in found.names() if (origin := found.base_name(name)) is not None}
+    infos = {name: (base.tensors[origin], tuned.tensors[name]) for name, origin in matched.items()}
+    if not any(len(a.shape) >= 2 and a.shape[1:] == b.shape[1:] for a, b in infos.values()):
         raise CheckpointError(
             f"{tuned.name_or_path} and {base.name_or_path} have no matrix in common; give the base of this fine-tune."
         )
-    for name, (before, after) in shapes.items():
+    for name, (theirs, ours) in infos.items():
+        before, after = theirs.shape, ours.shape
         if before != after and not (_resizable(name) and before[1:] == after[1:] and len(before) == len(after)):
             raise CheckpointError(
                 f"tensor '{name}' is {list(after)} in {tuned.name_or_path} but {list(before)} in {base.name_or_path}, "
                 "and only embeddings and heads may differ, in their number of rows; give the base of this fine-tune."
             )
-        kinds = [model.tensors[n] for model, n in ((tuned, name), (base, dict(matched)[name]))]
-        if kinds[0].dtype.is_floating_point != kinds[1].dtype.is_floating_point:
+        if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
             raise CheckpointError(
-                f"tensor '{name}' is {kinds[0].st_dtype} in {tuned.name_or_path} but {kinds[1].st_dtype} in "
+                f"tensor '{name}' is {ours.st_dtype} in {tuned.name_or_path} but {theirs.st_dtype} in "
                 f"{base.name_or_path}; give models of which none is quantised."
             )
-    paired = sum(tuned.tensors[name].numel for name, _ in matched)
+    paired = sum(ours.numel for _, ours in infos.values())
     total = sum(info.numel for info in tuned.tensors.values())
     if 2 * paired < total:
         raise CheckpointError(
