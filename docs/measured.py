@@ -79,8 +79,9 @@ def results_page() -> str:
 
 def _origin(found: dict[str, Any]) -> str:
     machine = found["machine"]
+    remark = f" ({found['remark']})" if "remark" in found else ""
     return (
-        f"`{found['command']}`, {found['date']}: {machine['cpu']}, {machine['cores']} cores, "
+        f"`{found['command']}`{remark}, {found['date']}: {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']:.0f} GiB, torch {machine['torch']}."
     )
 
