@@ -31,3 +31,19 @@ class DataError(DeltakeeperError):
 
 class RunError(DeltakeeperError):
     """A run folder cannot be continued or read."""
+
+
+class KernelError(DeltakeeperError):
+    """A product was asked for with tensors that do not fit, or a forced kernel is absent."""
+
+
+class OverlayError(DeltakeeperError):
+    """A delta does not fit the live model, or the overlay is used in a way that it does not allow."""
+
+
+class EngineError(DeltakeeperError):
+    """A request cannot be served, or the engine has stopped."""
+
+
+class TenantError(EngineError):
+    """A tenant is unknown, could not be loaded, or does not fit the byte budget."""
