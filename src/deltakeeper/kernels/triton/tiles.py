@@ -1,0 +1,73 @@
+"""What the kernels share: reading a piece and a tile, expanding packed words, loading floats, adding to `y`.
+
+These are functions of the Triton language, not of Python: they are compiled, or run by Triton's interpreter.
+"""
+# mypy: ignore-errors
+# ruff: noqa: ANN001, ANN201
+
+import triton
+import triton.language as tl
+
+FLOAT16 = tl.constexpr(0)
+BFLOAT16 = tl.constexpr(1)
+
+
+@triton.jit
+def expand(words, WIDTH: tl.constexpr):
+    """Fields of `WIDTH` bits out of int32 words: `(w, n)` to `(w * 32 / WIDTH, n)`, each word read once."""
+    PER_WORD: tl.constexpr = 32 // WIDTH
+    lanes = tl.arange(0, PER_WORD) * WIDTH
+    spread = (words[:, None, :] >> lanes[None, :, None]) & ((1 << WIDTH) - 1)
+    return tl.reshape(spread, (words.shape[0] * PER_WORD, words.shape[1]))
+
+
+@triton.jit
+def load_words(address, first, count, width, columns, use, WORDS: tl.constexpr, other):
+    """Words `first ..` of some columns from int32 `(count, width)` at an address: `(WORDS, COLUMNS)`."""
+    at = first + tl.arange(0, WORDS)
+    offsets = at[:, None].to(tl.int64) * width + columns[None, :]
+    here = (at < count)[:, None] & (columns < width)[None, :] & use
+    return tl.load(address.to(tl.pointer_type(tl.int32)) + offsets, mask=here, other=other)
+
+
+@triton.jit
+def load_floats(address, offsets, mask, kind):
+    """Entries of a float16, bfloat16 or float32 array at an address, as float32."""
+    if kind == FLOAT16:
+        found = tl.load(address.to(tl.pointer_type(tl.float16)) + offsets, mask=mask, other=0.0).to(tl.float32)
+    elif kind == BFLOAT16:
+        found = tl.load(address.to(tl.pointer_type(tl.bfloat16)) + offsets, mask=mask, other=0.0).to(tl.float32)
+    else:
+        found = tl.load(address.to(tl.pointer_type(tl.float32)) + offsets, mask=mask, other=0.0)
+    return found
+
+
+@triton.jit
+def as_float(bits):
+    """A float32 whose bits are stored in an int64 field."""
+    return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_x(x, stride, rows, row_ok, ks, inputs):
+    """`(ROWS, k)` of x; zero past the last input, so that what the weights hold there does not count."""
+    return tl.load(x + rows[:, None] * stride + ks[None, :], mask=row_ok[:, None] & (ks < inputs)[None, :], other=0.0)
+
+
+@triton.jit
+def multiply_add(total, x, weights, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """`total + x @ weights` in float32: `(m, k)` and `(k, n)`; without DOT on the ordinary cores, for a few rows."""
+    if DOT:
+        total = tl.dot(x, weights, total, input_precision=PRECISION)
+    else:
+        total += tl.sum(x.to(tl.float32)[:, :, None] * weights.to(tl.float32)[None, :, :], axis=1)
+    return total
+
+
+@triton.jit
+def add_to_y(y, stride, rows, row_ok, columns, column_ok, total):
+    """Add a float32 tile to y in place, rounded once."""
+    at = y + rows[:, None] * stride + columns[None, :]
+    here = row_ok[:, None] & column_ok[None, :]
+    old = tl.load(at, mask=here, other=0.0).to(tl.float32)
+    tl.store(at, (old + total).to(y.dtype.element_ty), mask=here)
