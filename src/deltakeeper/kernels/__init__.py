@@ -1,4 +1,4 @@
-"""Products of packed terms with the rows of many tenants: compiled for the CPU, Triton for the GPU, plain torch anywhere."""
+"""Products of packed terms with rows of many tenants: compiled for CPUs, Triton for GPUs, plain torch anywhere."""
 
 from deltakeeper.kernels.library import Backend, backend
 from deltakeeper.kernels.products import add_rows_, add_terms_, linear

@@ -1,7 +1,7 @@
 """Load the compiled products, choose among them, and say in words which are active and why.
 
-`DELTAKEEPER_KERNELS` is read once, when the first product is asked for: `auto` (the default), one of the instruction sets
-`avx512bf16`, `avx512`, `avx2`, `scalar`, or `torch` for plain torch.
+`DELTAKEEPER_KERNELS` is read once, when the first product is asked for: `auto` (the default), one of the instruction
+sets `avx512bf16`, `avx512`, `avx2`, `scalar`, or `torch` for plain torch.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _load() -> str | None:
     if path is None:
         return "they were not built (no C++ compiler, or no torch, when the package was installed)"
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{path.name} does not load ({str(error).splitlines()[0]})"
     return None

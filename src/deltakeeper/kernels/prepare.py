@@ -39,7 +39,9 @@ def prepare(term: Layout) -> tuple[int, int]:
         return _prepare_sparse(term)
     if isinstance(term, Dense):
         return int(ops.hold_dense(term.stored)), _bytes([term.stored])
-    raise LayoutError(f"there is no product for layout '{term.name}'; merge the delta with `deltakeeper apply` instead.")
+    raise LayoutError(
+        f"there is no product for layout '{term.name}'; merge the delta with `deltakeeper apply` instead."
+    )
 
 
 def _prepare_lowrank(term: Lowrank) -> tuple[int, int]:

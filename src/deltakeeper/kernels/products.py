@@ -1,7 +1,7 @@
 """Products of rows of many tenants with one base weight and each tenant's terms, as registered torch operators.
 
-A `table` says which terms a slot has at a module: int64 `(slots, depth)` of `HeldTerm.id`, 0 for nothing; row 0 is the base
-and all 0. The graph of a compiled model does not depend on tenants, only the numbers in the table do.
+A `table` says which terms a slot has at a module: int64 `(slots, depth)` of `HeldTerm.id`, 0 for nothing; row 0 is the
+base and all 0. The graph of a compiled model does not depend on tenants, only the numbers in the table do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ NEVER = 2**62
 """A number of rows that no group has."""
 
 _SCHEMAS = (
-    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor table, Tensor slots, Tensor starts, int merge_from) -> Tensor",
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor table, Tensor slots, Tensor starts, int merge_from)"
+    " -> Tensor",
     "add_terms(Tensor(a!) y, Tensor x, Tensor table, Tensor slots, Tensor starts) -> ()",
     "add_rows(Tensor(a!) y, Tensor ids, Tensor table, Tensor row_slots) -> ()",
 )
@@ -37,8 +38,8 @@ def linear(
 ) -> torch.Tensor:
     """`y = x Wᵀ + bias + Σ terms` of each row's slot: `(rows, in) -> (rows, out)` in the dtype of `x`.
 
-    In bfloat16 with the compiled kernels all is summed in float32 and rounded once, and a row's sums do not depend on the
-    rows beside it. In other dtypes the base's product is torch's and the terms are added to it.
+    In bfloat16 with the compiled kernels all is summed in float32 and rounded once, and a row's sums do not depend on
+    the rows beside it. In other dtypes the base's product is torch's and the terms are added to it.
 
     Args:
         x: `(rows, in)`, contiguous.
@@ -46,8 +47,8 @@ def linear(
         bias: `(out,)`, or None.
         table: see above.
         groups: which rows belong to which slot.
-        merge_from: groups of at least so many rows may have their terms merged into the weight, tile by tile, rounded to
-            bfloat16 as a merged checkpoint would be: faster for long prompts. None keeps them apart always.
+        merge_from: groups of at least so many rows may have their terms merged into the weight, tile by tile, and
+            rounded to bfloat16 as in a merged checkpoint: faster for long prompts. None keeps them apart always.
 
     Raises:
         KernelError: shapes, dtypes or slots do not fit.
@@ -79,7 +80,7 @@ def add_terms_(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, groups: Ro
 
 
 def add_rows_(y: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, groups: RowGroups) -> None:
-    """`y[row] += Σ term[ids[row]]` of the row's slot, in place, as an embedding needs: `(rows, width)`, int64 `(rows,)`.
+    """`y[row] += Σ term[ids[row]]` of the row's slot, in place, as embeddings need it: `(rows, width)`, `(rows,)`.
 
     Raises:
         KernelError: shapes, dtypes, slots or ids do not fit.
@@ -94,12 +95,10 @@ def add_rows_(y: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, groups: R
 def _operators() -> torch._ops._OpNamespace:
     """The operators, defined by the compiled library or here, with what tracing needs to know of them."""
     if backend().name == "torch":
-        fragment = torch.library.Library("deltakeeper", "FRAGMENT")
-        for schema, function in zip(
-            _SCHEMAS, (reference.linear, reference.add_terms, reference.add_rows), strict=True
-        ):
-            fragment.define(schema)
-            fragment.impl(schema.split("(")[0], function, "CPU")
+        fragment = torch.library.Library("deltakeeper", "FRAGMENT")  # type: ignore[no-untyped-call]
+        for schema, function in zip(_SCHEMAS, (reference.linear, reference.add_terms, reference.add_rows), strict=True):
+            fragment.define(schema)  # type: ignore[no-untyped-call]
+            fragment.impl(schema.split("(")[0], function, "CPU")  # type: ignore[no-untyped-call]
         _KEPT.append(fragment)
     torch.library.register_fake("deltakeeper::linear", _linear_shape)
     for name in ("add_terms", "add_rows"):

@@ -1,4 +1,4 @@
-"""The products in plain torch, tiled: what the compiled kernels are tested against, and the fallback where there are none."""
+"""The products in plain torch, tiled: the fallback where there are no compiled kernels."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def linear(
     return y
 
 
-def add_terms(
-    y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor
-) -> None:
+def add_terms(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor) -> None:
     """`y += x Δᵀ` for each row's slot, in place; the delta's product is summed in float32."""
     for rows, terms in _groups(table, slots, starts):
         thin = [term for term in terms if isinstance(term, Lowrank)]
@@ -61,9 +59,7 @@ def add_rows(y: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, row_slots:
             y[row] = (y[row].float() + _unpack(terms, slice(id, id + 1))[0]).to(y.dtype)
 
 
-def _groups(
-    table: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor
-) -> Iterator[tuple[slice, list[Layout]]]:
+def _groups(table: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor) -> Iterator[tuple[slice, list[Layout]]]:
     bounds = starts.tolist()
     for group, slot in enumerate(slots.tolist()):
         if bounds[group] < bounds[group + 1]:

@@ -1,8 +1,8 @@
 """Packed terms made ready for products: checked once, then known by a number that a product looks up.
 
-A table of such numbers says which terms a tenant has at a module, so one registered op serves any number of tenants of any
-layouts without a new graph. A number that is not known is refused; a term that is released while a product runs stays in
-memory until that product is done.
+A table of such numbers says which terms a tenant has at a module, so one registered operator serves any number of
+tenants of any layouts without a new graph. A number that is not known is refused; a term that is released while a
+product runs stays in memory until that product is done.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def hold(term: Layout) -> HeldTerm:
     """
     if term.replaces or len(term.shape) != 2:
         raise LayoutError(
-            f"a term of layout '{term.name}' and shape {tuple(term.shape)} is no matrix that can be added to a product; "
-            "use its dense value instead."
+            f"a term of layout '{term.name}' and shape {tuple(term.shape)} is no matrix that can be added to a "
+            "product; use its dense value instead."
         )
     shape = (term.shape[0], term.shape[1])
     if library.compiled():

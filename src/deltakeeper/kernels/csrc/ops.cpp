@@ -77,6 +77,8 @@ void run_product(Plan& plan, Product& p, const void* x, int x_dtype, const Kerne
   std::vector<float> wide;
   std::vector<uint16_t> narrow;
   p.stride = (p.in + 31) / 32 * 32;
+  // rows a multiple of half a page apart would fall into the same sets of the first cache
+  if (p.rows >= 4 && p.stride % 1024 == 0) p.stride += 32;
   if (x_dtype == BF16) p.x = pad_rows(static_cast<const uint16_t*>(x), p.rows, p.in, p.stride, narrow);
   if (plan.wide) {
     if (x_dtype == F32) {

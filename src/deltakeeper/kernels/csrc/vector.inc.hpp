@@ -13,6 +13,16 @@ static inline V v_add(V a, V b) { return _mm512_add_ps(a, b); }
 static inline V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
 static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 static inline float v_sum(V a) { return _mm512_reduce_add_ps(a); }
+// Sums of four vectors, side by side; each sum adds its lanes in one order, whatever the other three are.
+static inline void v_sum4(V a, V b, V c, V d, float* to) {
+  const V ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const V cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const V all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 static inline V v_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
@@ -40,6 +50,9 @@ static inline float v_sum(V a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline void v_sum4(V a, V b, V c, V d, float* to) {
+  to[0] = v_sum(a), to[1] = v_sum(b), to[2] = v_sum(c), to[3] = v_sum(d);
 }
 static inline V v_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
@@ -69,6 +82,7 @@ static inline V v_add(V a, V b) { return a + b; }
 static inline V v_mul(V a, V b) { return a * b; }
 static inline V v_fma(V a, V b, V c) { return a * b + c; }
 static inline float v_sum(V a) { return a; }
+static inline void v_sum4(V a, V b, V c, V d, float* to) { to[0] = a, to[1] = b, to[2] = c, to[3] = d; }
 static inline float widen_bf16(uint16_t h) {
   const uint32_t u = (uint32_t)h << 16;
   float f;
