@@ -1,0 +1,174 @@
+"""The model's pass over a batch: its attention replaced by ours for as long as the engine lives."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from deltakeeper.engine.attention import paged_attention, write_cache_
+from deltakeeper.engine.batch import Batch, row_groups
+from deltakeeper.engine.blocks import BLOCK
+from deltakeeper.engine.kv_cache import KVCache, LayerShape
+from deltakeeper.engine.probe import PROBE, Heads, learn_heads, probe_attention, probe_mask
+from deltakeeper.engine.settings import EngineSettings
+from deltakeeper.errors import EngineError
+
+ATTENTION = "deltakeeper"
+
+
+class _Pass:
+    """Where the layers of one model find the batch of the running pass."""
+
+    batch: Batch | None = None
+
+
+class _Layer:
+    """What the attention function needs of one layer."""
+
+    def __init__(self, heads: Heads, cache: tuple[torch.Tensor, torch.Tensor], running: _Pass) -> None:
+        self.scale, self.window, self.softcap = heads.scale, heads.window, heads.softcap
+        self.cache_k, self.cache_v = cache
+        self.running = running
+
+
+_layers: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
+
+
+def _attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention over the paged cache (transformers' attention interface); query `(1, heads, tokens, dim)`."""
+    layer = _layers.get(module)
+    batch = None if layer is None else layer.running.batch
+    if layer is None or batch is None:
+        raise EngineError("the model is held by an engine; close the engine before calling the model yourself.")
+    write_cache_(layer.cache_k, layer.cache_v, key[0].transpose(0, 1), value[0].transpose(0, 1), batch.places)
+    out = paged_attention(
+        query[0].transpose(0, 1),
+        layer.cache_k,
+        layer.cache_v,
+        batch.tables,
+        batch.query_starts,
+        batch.lengths,
+        scale=layer.scale,
+        window=layer.window,
+        softcap=layer.softcap,
+    )
+    return out.unsqueeze(0), None  # (1, tokens, heads, dim)
+
+
+class ForwardPass:
+    """A live model that computes batches over a paged cache.
+
+    Attributes:
+        context: most tokens of one request.
+        cache: the KV cache.
+        device: where the model is.
+    """
+
+    def __init__(self, model: Any, overlay: Any, settings: EngineSettings) -> None:
+        """Take the model's attention over; `close` gives it back.
+
+        Args:
+            model: a transformers decoder in evaluation mode.
+            overlay: the overlay on it, or None.
+            settings: sizes.
+
+        Raises:
+            EngineError: the model cannot be served, is held by another engine, or the cache holds no block.
+        """
+        _register()
+        self._model, self._overlay = model, overlay
+        self._configs = _configs(model)
+        if any(own in (ATTENTION, PROBE) for _, own in self._configs):
+            raise EngineError(f"{type(model).__name__} is held by another engine; close that one first.")
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.context = _context(model.config, settings.max_context)
+        self._running = _Pass()
+        self._heads: list[Heads] = []
+        try:
+            self._set(PROBE)
+            self._heads = learn_heads(model, self.context)
+            shapes = [LayerShape(heads.kv_heads, heads.dim) for heads in self._heads]
+            most = -(-self.context // BLOCK) * settings.max_running
+            dtype = model.get_input_embeddings().weight.dtype
+            self.cache = KVCache(shapes, settings.kv_bytes, most, dtype, self.device)
+            for heads, cache in zip(self._heads, self.cache.layers, strict=True):
+                _layers[heads.module] = _Layer(heads, cache, self._running)
+            self._set(ATTENTION)
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Compute a batch; logits `(answered rows, vocabulary)`, in the model's dtype."""
+        with torch.inference_mode(), self._rows(batch):
+            self._running.batch = batch
+            try:
+                logits: torch.Tensor = self._model(
+                    input_ids=batch.tokens,
+                    position_ids=batch.positions,
+                    use_cache=False,
+                    logits_to_keep=batch.answered,
+                ).logits
+            finally:
+                self._running.batch = None
+        return logits[0]
+
+    def close(self) -> None:
+        """Give the model its own attention back; the cache's memory goes with the last reference to this object."""
+        for heads in self._heads:
+            _layers.pop(heads.module, None)
+        for config, own in self._configs:
+            config._attn_implementation_internal = own
+
+    def _rows(self, batch: Batch) -> AbstractContextManager[Any]:
+        if self._overlay is None or batch.base_only:
+            return nullcontext()
+        groups = row_groups(batch.slots, batch.counts)
+        head = row_groups(batch.slots, batch.answers)
+        rows: AbstractContextManager[Any] = self._overlay.rows(groups, head=head)
+        return rows
+
+    def _set(self, implementation: str) -> None:
+        for config, _ in self._configs:
+            config._attn_implementation_internal = implementation
+
+
+def _register() -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    # Without a mask function of its own, transformers builds no mask at all for an attention implementation.
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
+    ALL_ATTENTION_FUNCTIONS.register(PROBE, probe_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(PROBE, probe_mask)
+
+
+def _configs(model: Any) -> list[tuple[Any, str | None]]:
+    """Every config that a layer asks for its attention, each once, with what it says now."""
+    found = {id(model.config): model.config}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation_internal"):
+            found[id(config)] = config
+    return [(config, config._attn_implementation_internal) for config in found.values()]
+
+
+def _context(config: Any, most: int | None) -> int:
+    """Longest context: what the model was made for, before its rotary angles would depend on the batch."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    context = getattr(text, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        context = most or 4096
+    ropes = getattr(text, "rope_parameters", None) or {}
+    for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
+        original = rope.get("original_max_position_embeddings")
+        if rope.get("rope_type") == "longrope" and original:
+            # Past this length transformers turns every row of a pass by other angles, those of short requests too.
+            context = min(context, int(original))
+    return context if most is None else min(context, most)

@@ -1,0 +1,113 @@
+"""The text side of a model or tenant: tokenizer, end-of-text tokens, size of the vocabulary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deltakeeper.errors import TenantError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_MOST_KEPT = 256
+_MOST_JSON_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class TextSide:
+    """What turns tokens into text and ends an answer.
+
+    Attributes:
+        tokenizer: a transformers tokenizer, or None where only tokens are asked for.
+        eos: token ids that end an answer.
+        vocabulary: number of tokens that may stand in a prompt.
+    """
+
+    tokenizer: Any
+    eos: frozenset[int]
+    vocabulary: int
+
+
+def base_side(model: Any, tokenizer: Any) -> TextSide:
+    """The text side of a model as `generate` sees it: its generation config's end-of-text tokens, else its config's."""
+    generation = getattr(model, "generation_config", None)
+    eos = _token_ids(getattr(generation, "eos_token_id", None)) or _token_ids(
+        getattr(model.config, "eos_token_id", None)
+    )
+    if not eos and tokenizer is not None:
+        eos = _token_ids(getattr(tokenizer, "eos_token_id", None))
+    return TextSide(tokenizer, eos, int(model.get_input_embeddings().weight.shape[0]))
+
+
+class TextSides:
+    """Text sides of tenants, read on a thread of their own since a tokenizer takes a second to build."""
+
+    def __init__(self, base: TextSide) -> None:
+        self.base = base
+        self._kept: dict[str, Future[TextSide]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="deltakeeper-text")
+
+    def get(self, version: str, delta: Any) -> TextSide | None:
+        """The text side of a tenant's delta, or None while it is read.
+
+        Args:
+            version: identity of the delta.
+            delta: with `vocabulary`, `side_folder` and `side_files`; what it lacks is the base's.
+
+        Raises:
+            TenantError: its tokenizer or generation config cannot be read.
+        """
+        vocabulary = max(self.base.vocabulary, int(getattr(delta, "vocabulary", 0)))
+        folder, files = getattr(delta, "side_folder", None), tuple(getattr(delta, "side_files", ()))
+        if folder is None or not ({"generation_config.json", *_TOKENIZER_FILES} & set(files)):
+            return replace(self.base, vocabulary=vocabulary)
+        kept = self._kept.get(version)
+        if kept is None:
+            if len(self._kept) >= _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            kept = self._kept[version] = self._pool.submit(_read, self.base, Path(folder), files, vocabulary)
+        if not kept.done():
+            return None
+        try:
+            return kept.result()
+        except TenantError:
+            del self._kept[version]
+            raise
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(base: TextSide, folder: Path, files: tuple[str, ...], vocabulary: int) -> TextSide:
+    eos: frozenset[int] = frozenset()
+    if "generation_config.json" in files:
+        eos = _eos_of(folder / "generation_config.json")
+    if not set(_TOKENIZER_FILES) & set(files):
+        return TextSide(base.tokenizer, eos or base.eos, vocabulary)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a file from outside, read by a library that raises all kinds of errors
+        raise TenantError(f"the tokenizer in {folder} cannot be read ({error}); repair or remove its files.") from error
+    return TextSide(tokenizer, eos or _token_ids(tokenizer.eos_token_id) or base.eos, vocabulary)
+
+
+def _eos_of(path: Path) -> frozenset[int]:
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError("it is too large")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _token_ids(content.get("eos_token_id"))
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise TenantError(f"{path} cannot be read as a generation config ({error}); repair or remove it.") from error
+
+
+def _token_ids(value: int | Iterable[int] | None) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    return frozenset([value] if isinstance(value, int) else (int(token) for token in value))
