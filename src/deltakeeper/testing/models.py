@@ -7,7 +7,23 @@ from typing import Any, Literal, get_args
 
 import torch
 
-Kind = Literal["llama", "llama_tied", "qwen2", "gemma3", "mistral", "gpt_neox", "gpt2", "mixtral", "qwen2_moe"]
+Kind = Literal[
+    "llama",
+    "llama_tied",
+    "llama_odd",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "mistral",
+    "mistral_window",
+    "phi3",
+    "olmo2",
+    "gpt_neox",
+    "gpt2",
+    "mixtral",
+    "qwen2_moe",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _COMMON: dict[str, Any] = {
@@ -25,6 +41,10 @@ _COMMON: dict[str, Any] = {
 }
 _OWN: dict[str, dict[str, Any]] = {
     "llama_tied": {"tie_word_embeddings": True},
+    "llama_odd": {"hidden_size": 50, "intermediate_size": 83, "num_attention_heads": 5, "num_key_value_heads": 1},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {"tie_word_embeddings": True, "head_dim": 12, "vocab_size": 512, "sliding_window": 8},
+    "mistral_window": {"sliding_window": 6},
     "gemma3": {"tie_word_embeddings": True, "head_dim": 12, "vocab_size": 512},
     "gpt_neox": {"num_key_value_heads": None},
     "mixtral": {"num_local_experts": 4},
@@ -36,7 +56,8 @@ def build_model(kind: Kind, *, seed: int = 0, vocab_extra: int = 0) -> Any:
     """A randomly initialised tiny decoder of one architecture, float32, in evaluation mode.
 
     Args:
-        kind: the architecture; `llama_tied` and `gemma3` tie embedding and head, `qwen2` has biases, `gpt2` is Conv1D.
+        kind: the architecture; `llama_tied`, `gemma2` and `gemma3` tie embedding and head, `qwen2` has biases, `gpt2`
+            is Conv1D, `llama_odd` has sizes that no word divides and five query heads on one of keys.
         seed: seed of the weights.
         vocab_extra: tokens added to the vocabulary.
     """
@@ -53,9 +74,15 @@ def build_model(kind: Kind, *, seed: int = 0, vocab_extra: int = 0) -> Any:
         names = {
             "llama": "LlamaConfig",
             "llama_tied": "LlamaConfig",
+            "llama_odd": "LlamaConfig",
             "qwen2": "Qwen2Config",
+            "qwen3": "Qwen3Config",
+            "gemma2": "Gemma2Config",
             "gemma3": "Gemma3TextConfig",
             "mistral": "MistralConfig",
+            "mistral_window": "MistralConfig",
+            "phi3": "Phi3Config",
+            "olmo2": "Olmo2Config",
             "gpt_neox": "GPTNeoXConfig",
             "mixtral": "MixtralConfig",
             "qwen2_moe": "Qwen2MoeConfig",
