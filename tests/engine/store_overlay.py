@@ -36,6 +36,7 @@ class FakeOverlay:
         self.begun: dict[str, threading.Event] = {}
         self.growth: dict[str, float] = {}
         self.publish_error: Exception | None = None
+        self.while_publishing = None
         self.close_fails = False
         self.most_slots = slots
         self.owner: int | None = None
@@ -62,6 +63,8 @@ class FakeOverlay:
         for slot in range(1, self.most_slots + 1):
             if slot not in self.slots:
                 self.slots[slot] = delta
+                if self.while_publishing is not None:
+                    self.while_publishing()
                 return slot
         raise OverlayError("All slots are in use; retire one.")
 

@@ -353,6 +353,29 @@ def test_a_load_nobody_wants_stops_at_the_next_tensor(open_store, overlay):
     assert not overlay.deltas and store.stats().failures == {} and store.state("one") == "cold"
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_version_unloaded_while_it_is_published_serves_nobody(open_store, overlay, again):
+    store = open_store()
+
+    def unload():
+        overlay.while_publishing = None
+        store.unload("one")
+        if again:
+            assert store.acquire("one") is None
+
+    overlay.while_publishing = unload
+    done = store.load("one")
+    poll_until(store, done.done)
+    with pytest.raises(TenantError, match="was unloaded"):
+        done.result(0)
+    poll_until(store, lambda: overlay.deltas[0].closed)
+    if again:
+        lease_of(store, "one").release()
+        store.unload("one")
+    poll_until(store, lambda: quiet(store, overlay))
+    assert overlay.loads["one"] == 1 + again and store.state("one") == "cold"
+
+
 def test_the_engine_is_woken_when_a_load_ends(open_store):
     store = open_store()
     woken = threading.Event()

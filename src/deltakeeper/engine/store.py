@@ -37,7 +37,7 @@ from deltakeeper.engine.tenant_files import artifact_folders, check_name, read_a
 from deltakeeper.engine.tenant_jobs import AHEAD
 from deltakeeper.engine.tenant_lifecycle import Lifecycle
 from deltakeeper.engine.tenant_records import Source, State, StoreSettings, Tenant, TenantOverlay, Version
-from deltakeeper.engine.tenant_stats import StoreStats, state_of, store_stats
+from deltakeeper.engine.tenant_stats import Snapshot, StoreStats, state_of
 from deltakeeper.errors import TenantError
 
 
@@ -135,7 +135,8 @@ class TenantStore:
         """State of a tenant; raises TenantError for an unknown one."""
         with self._lock:
             tenant = self._known(name)
-            return state_of(tenant, [v for v in self._life.live if v.tenant is tenant])
+            stages = (v.stage for v in self._life.live if v.tenant is tenant)
+            return state_of(tenant.current is not None, tenant.incoming is not None, stages, tenant.reason)
 
     def acquire(self, name: str) -> Lease | None:
         """Pin the version that a tenant has now, or see to it that one is loaded and give None: ask again later.
@@ -250,9 +251,9 @@ class TenantStore:
         """Counts of this moment."""
         life = self._life
         with self._lock:
-            tenants = list(self._tenants.values())
             counts = (len(life.waiting), life.loads, life.failures, life.evictions)
-            return store_stats(tenants, life.live, life.ledger, *counts, self._clock())
+            snapshot = Snapshot(self._tenants.values(), life.live, life.ledger, *counts)
+        return snapshot.stats(self._clock())
 
     def close(self) -> None:
         """End the loaders and free everything; called when no pass runs and no request will, since pins do not hold it.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from deltakeeper.engine.tenant_admission import Ledger
-from deltakeeper.engine.tenant_records import State, Tenant, Version
+from deltakeeper.engine.tenant_records import Delta, Stage, State, Tenant, Version
 
 
 @dataclass(frozen=True)
@@ -76,60 +77,80 @@ class StoreStats:
     evictions: dict[str, int]
 
 
-def state_of(tenant: Tenant, versions: Iterable[Version]) -> State:
-    """State of a tenant, given the versions of it that are alive."""
-    if tenant.current is not None:
+class Snapshot:
+    """Copies of what is counted: taken in a microsecond a tenant while nothing changes, and counted afterwards."""
+
+    def __init__(
+        self,
+        tenants: Collection[Tenant],
+        live: Collection[Version],
+        ledger: Ledger,
+        waiting: int,
+        loads: int,
+        failures: Counter[str],
+        evictions: Counter[str],
+    ) -> None:
+        self._tenants = [(t, vars(t).copy(), t.evictions and dict(t.evictions)) for t in tenants]
+        self._versions = [(v.tenant, _Row(v.stage, v.delta, v.held, v.settled, v.pins)) for v in live]
+        self._ledger = (ledger.budget, ledger.resident, ledger.reserved, ledger.taken)
+        self._counts = (waiting, loads, dict(failures), dict(evictions))
+
+    def stats(self, now: float) -> StoreStats:
+        """Count it."""
+        own: defaultdict[Tenant, list[_Row]] = defaultdict(list)
+        for tenant, row in self._versions:
+            own[tenant].append(row)
+        budget, resident, reserved, taken = self._ledger
+        waiting, loads, failures, evictions = self._counts
+        return StoreStats(
+            tenants={t.name: _tenant_stats(fields, gone, own[t], now) for t, fields, gone in self._tenants},
+            byte_budget=budget,
+            resident_bytes=resident,
+            reserved_bytes=reserved,
+            residents=taken,
+            pins=sum(row.pins for _, row in self._versions),
+            waiting=waiting,
+            loads=loads,
+            failures=failures,
+            evictions=evictions,
+        )
+
+
+class _Row(NamedTuple):
+    stage: Stage
+    delta: Delta | None
+    held: int
+    settled: bool
+    pins: int
+
+
+def state_of(current: bool, incoming: bool, stages: Iterable[Stage], reason: str) -> State:
+    """State of a tenant, given whether it has these versions, the stages of all, and why its last load failed."""
+    if current:
         return "resident"
-    if tenant.incoming is not None:
+    if incoming:
         return "loading"
-    if any(v.stage in ("draining", "leaving") for v in versions):
+    if any(stage in ("draining", "leaving") for stage in stages):
         return "draining"
-    return "failed" if tenant.reason else "cold"
+    return "failed" if reason else "cold"
 
 
-def store_stats(
-    tenants: Collection[Tenant],
-    live: Collection[Version],
-    ledger: Ledger,
-    waiting: int,
-    loads: int,
-    failures: Counter[str],
-    evictions: Counter[str],
-    now: float,
-) -> StoreStats:
-    """Count everything; the caller sees to it that nothing changes meanwhile."""
-    own: dict[Tenant, list[Version]] = {tenant: [] for tenant in tenants}
-    for version in live:
-        own.setdefault(version.tenant, []).append(version)
-    return StoreStats(
-        tenants={tenant.name: _tenant_stats(tenant, own[tenant], now) for tenant in tenants},
-        byte_budget=ledger.budget,
-        resident_bytes=ledger.resident,
-        reserved_bytes=ledger.reserved,
-        residents=ledger.taken,
-        pins=sum(v.pins for v in live),
-        waiting=waiting,
-        loads=loads,
-        failures=dict(failures),
-        evictions=dict(evictions),
-    )
-
-
-def _tenant_stats(tenant: Tenant, versions: list[Version], now: float) -> TenantStats:
-    current = tenant.current
+def _tenant_stats(fields: dict[str, Any], evictions: Mapping[str, int], rows: list[_Row], now: float) -> TenantStats:
+    published = [row.delta for row in rows if row.stage == "published"]
+    stages = [row.stage for row in rows]
     return TenantStats(
-        state=state_of(tenant, versions),
-        version=None if current is None or current.delta is None else current.delta.version,
-        resident_bytes=sum(v.held for v in versions if v.settled),
-        reserved_bytes=sum(v.held for v in versions if not v.settled),
-        disk_bytes=tenant.disk_bytes,
-        read_ahead=tenant.read_ahead,
-        pins=sum(v.pins for v in versions),
-        versions=len(versions),
-        loads=tenant.loads,
-        load_seconds=tenant.load_seconds,
-        failures=tenant.failures,
-        reason=tenant.reason,
-        retry_seconds=max(0.0, tenant.retry_at - now),
-        evictions=dict(tenant.evictions),
+        state=state_of(fields["current"] is not None, fields["incoming"] is not None, stages, fields["reason"]),
+        version=published[0].version if published and published[0] is not None else None,
+        resident_bytes=sum(row.held for row in rows if row.settled),
+        reserved_bytes=sum(row.held for row in rows if not row.settled),
+        disk_bytes=fields["disk_bytes"],
+        read_ahead=fields["read_ahead"],
+        pins=sum(row.pins for row in rows),
+        versions=len(rows),
+        loads=fields["loads"],
+        load_seconds=fields["load_seconds"],
+        failures=fields["failures"],
+        reason=fields["reason"],
+        retry_seconds=max(0.0, fields["retry_at"] - now),
+        evictions=dict(evictions),
     )
