@@ -1,4 +1,4 @@
-"""Products with the `grouped_int` layout, its codes cut into fields of 8, 4, 2 and 1 bits that no word boundary cuts."""
+"""Products with the `grouped_int` layout, codes cut into fields of 8, 4, 2 and 1 bits, which no word boundary cuts."""
 # mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201
 
@@ -15,18 +15,18 @@ def load_codes(address, block, blocks, width, columns, bits):
     The fields of w bits are int32 `(w * blocks, width)`, after those of all larger ones, which hold lower bits.
     """
     codes = tl.zeros((32, columns.shape[0]), dtype=tl.int32)
-    step = blocks.to(tl.int64) * width * 4
+    step = width.to(tl.int64) * blocks * 4  # bytes of one bit of every code
     if bits == 8:
-        codes = expand(load_words(address, block * 8, blocks * 8, width, columns, bits == 8, 8, 0), 8)
+        codes = expand(load_words(address, block * 8, blocks * 8, width, columns, 8, 0), 8)
     if bits & 4:
-        codes = expand(load_words(address, block * 4, blocks * 4, width, columns, bits != 0, 4, 0), 4)
+        codes = expand(load_words(address, block * 4, blocks * 4, width, columns, 4, 0), 4)
     if bits & 2:
         above = bits & 4
-        fields = load_words(address + above * step, block * 2, blocks * 2, width, columns, bits != 0, 2, 0)
+        fields = load_words(address + above * step, block * 2, blocks * 2, width, columns, 2, 0)
         codes = codes | (expand(fields, 2) << above.to(tl.int32))
     if bits & 1:
         above = bits & 6
-        fields = load_words(address + above * step, block, blocks, width, columns, bits != 0, 1, 0)
+        fields = load_words(address + above * step, block, blocks, width, columns, 1, 0)
         codes = codes | (expand(fields, 1) << above.to(tl.int32))
     return codes
 
@@ -88,10 +88,9 @@ def add_codes(
             else:
                 of_group = (ks // group)[:, None] * width + columns[None, :]
                 here = (ks < inputs)[:, None] & column_ok[None, :]
-            zero = tl.load(
-                zeros.to(tl.pointer_type(tl.uint8)) + of_group, mask=here & (zeros != 0), other=0
-            ).to(tl.int32)
-            numbers = codes - tl.where(zeros != 0, zero, middle.to(tl.int32))
+            stored = (columns < tl.where(zeros != 0, width, 0))[None, :]
+            zero = tl.load(zeros.to(tl.pointer_type(tl.uint8)) + of_group, mask=here & stored, other=0)
+            numbers = codes - zero.to(tl.int32) - middle.to(tl.int32)
             step = load_floats(steps, of_group, here, kind)
             if ALIGNED:
                 product = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)

@@ -33,16 +33,16 @@ def one_plane(
     `nonzero` and `scales` (per input) may be 0: a load that is masked off then gives all ones, which costs no branch.
     """
     count = tl.cdiv(inputs, 32)
+    scaled = tl.where(scales != 0, inputs, 0)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for first in range(low, high, WORDS):
         ks = first * 32 + tl.arange(0, WORDS * 32)
         tile = load_x(x, x_stride, rows, row_ok, ks, inputs)
-        scale = tl.load(
-            scales.to(tl.pointer_type(tl.float32)) + ks, mask=(ks < inputs) & (scales != 0), other=1.0
-        )  # of at most 1, so that half precision cannot overflow
+        # scales are at most 1, so that half precision cannot overflow
+        scale = tl.load(scales.to(tl.pointer_type(tl.float32)) + ks, mask=ks < scaled, other=1.0)
         tile = (tile.to(tl.float32) * scale[None, :]).to(tile.dtype)
-        plus = expand(load_words(words, first, count, width, columns, words != 0, WORDS, 0), 1)
-        kept = expand(load_words(nonzero, first, count, width, columns, nonzero != 0, WORDS, -1), 1)
+        plus = expand(load_words(words, first, count, width, columns, WORDS, 0), 1)
+        kept = expand(load_words(nonzero, first, count, width, columns, WORDS, -1), 1)
         if DOT:
             signs = ((plus * 2 - 1) * kept).to(tile.dtype)  # exact: -1, 0 or 1
             total = tl.dot(tile, signs, total, input_precision=PRECISION)

@@ -1,4 +1,4 @@
-"""Products with the `sparse` layout: mask words `[in/32, out]`, where each row's values start, and the packed values."""
+"""Products with the `sparse` layout: mask words `[in/32, out]`, the start of each row's values, and the values."""
 # mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201
 
@@ -46,7 +46,7 @@ def add_sparse(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles, pieces): y += Σ terms · x. Every program walks along its rows of the term and counts kept entries."""
+    """Grid (tiles, pieces): y += Σ terms · x. Every program walks along rows of the term and counts what is kept."""
     piece = pieces + tl.program_id(1) * 3
     slot = tl.load(piece)
     if slot <= 0:

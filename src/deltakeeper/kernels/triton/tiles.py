@@ -22,11 +22,11 @@ def expand(words, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_words(address, first, count, width, columns, use, WORDS: tl.constexpr, other):
-    """Words `first ..` of some columns from int32 `(count, width)` at an address: `(WORDS, COLUMNS)`."""
+def load_words(address, first, count, width, columns, WORDS: tl.constexpr, other: tl.constexpr):
+    """Words `first ..` of some columns of int32 `(count, width)` at an address, `other` at 0: `(WORDS, COLUMNS)`."""
     at = first + tl.arange(0, WORDS)
     offsets = at[:, None].to(tl.int64) * width + columns[None, :]
-    here = (at < count)[:, None] & (columns < width)[None, :] & use
+    here = (at < tl.where(address != 0, count, 0))[:, None] & (columns < width)[None, :]
     return tl.load(address.to(tl.pointer_type(tl.int32)) + offsets, mask=here, other=other)
 
 
