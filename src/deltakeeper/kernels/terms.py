@@ -65,7 +65,8 @@ def hold(term: Layout) -> HeldTerm:
         )
     shape = (term.shape[0], term.shape[1])
     if library.compiled():
-        id, nbytes = prepare(term)
+        id = prepare(term)
+        nbytes = int(torch.ops.deltakeeper.held_bytes(id))
     else:
         id, nbytes = next(_numbers), term.nbytes
         _plain[id] = term

@@ -11,6 +11,6 @@ namespace avx2 {
 #include "decode.inc.hpp"
 #include "products.inc.hpp"
 }  // namespace avx2
-extern const Kernels AVX2 = {"avx2", false, avx2::run, avx2::shrink, avx2::decode, avx2::widen, avx2::narrow};
+extern const Kernels AVX2 = {"avx2", false, avx2::run, avx2::tabulate, avx2::shrink, avx2::decode, avx2::widen, avx2::narrow};
 }  // namespace deltakeeper
 #endif

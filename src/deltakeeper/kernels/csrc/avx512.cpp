@@ -11,6 +11,6 @@ namespace avx512 {
 #include "decode.inc.hpp"
 #include "products.inc.hpp"
 }  // namespace avx512
-extern const Kernels AVX512 = {"avx512", false, avx512::run, avx512::shrink, avx512::decode, avx512::widen, avx512::narrow};
+extern const Kernels AVX512 = {"avx512", false, avx512::run, avx512::tabulate, avx512::shrink, avx512::decode, avx512::widen, avx512::narrow};
 }  // namespace deltakeeper
 #endif

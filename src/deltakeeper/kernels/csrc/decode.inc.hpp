@@ -40,14 +40,29 @@ static void narrow(const float* from, int64_t n, int dtype, void* into) {
     for (; i < n; i++) p[i] = to_f16(from[i]);
 }
 
+// A word of a plane in the order of its columns.
+static inline uint32_t plane_word(const Term& t, int plane, int64_t row, int64_t word) {
+  if (!t.woven) return t.packed[plane][row * t.words + word];
+  const uint32_t w = t.packed[plane][(row / WEAVE * t.words + word) * WEAVE + row % WEAVE];
+#if defined(ISA_AVX512) || defined(ISA_AVX2)
+  return _pext_u32(w, 0x0F0F0F0Fu) | _pext_u32(w, 0xF0F0F0F0u) << 16;
+#else
+  uint32_t plain = 0;
+  for (int p = 0; p < 32; p++) plain |= (w >> p & 1u) << woven_column(p);
+  return plain;
+#endif
+}
+
 static void decode_signs(const Term& t, int64_t row, int64_t begin, int64_t end, float* into) {
-  const int64_t from = row * t.words + begin / 32;
-  for (int64_t c = begin, word = from; c < end; c += 32, word++) {
+  for (int64_t c = begin, word = begin / 32; c < end; c += 32, word++) {
+    uint32_t bits[2 * MAX_PLANES];
+    for (int p = 0; p < t.planes; p++) bits[p] = plane_word(t, p, row, word);
+    const uint32_t kept = t.mask ? t.mask[row * t.words + word] : 0;
     for (int lane = 0; lane < 32; lane += W) {
       V sum = v_zero();
       for (int p = 0; p < t.planes; p++) {
-        V sign = v_signs(t.packed[p][word] >> lane);
-        if (t.mask) sign = v_keep(t.mask[word] >> lane, sign);
+        V sign = v_signs(bits[p] >> lane);
+        if (t.mask) sign = v_keep(kept >> lane, sign);
         if (t.axis == COLUMN) {
           float scale[W];
           for (int i = 0; i < W; i++) scale[i] = c + lane + i < t.in ? t.scales[p][c + lane + i] : 0.f;

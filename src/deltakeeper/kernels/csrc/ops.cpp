@@ -16,6 +16,7 @@ struct Plan {
   std::vector<std::shared_ptr<const Held>> held;
   std::vector<float> thin;  // rows of x times right factors
   bool wide = false;        // whether float32 rows of x are needed
+  bool woven = false;       // whether woven planes are multiplied
 };
 
 Plan plan_groups(const Tensor& table, const Tensor& slots, const Tensor& starts, int64_t rows, int64_t out, int64_t in,
@@ -52,13 +53,16 @@ Plan plan_groups(const Tensor& table, const Tensor& slots, const Tensor& starts,
         group.merged = false;  // two thin products are less work
         thin += (size_t)(t.rank * (group.stop - group.start));
       }
-      if (!(narrow_signs && t.kind == SIGNS && t.axis != COLUMN)) plan.wide = true;
       plan.terms.push_back(&t);
     }
     group.count = (int)(plan.terms.size() - first);
     group.terms = plan.terms.data() + first;
     group.shrunk = plan.shrunk.data() + first;
     if (group.count == 0) group.merged = false;
+    for (int i = 0; i < group.count && !group.merged; i++) {
+      const bool looked_up = narrow_signs && group.terms[i]->kind == SIGNS && group.terms[i]->woven;
+      (looked_up ? plan.woven : plan.wide) = true;
+    }
   }
   plan.thin.resize(thin);
   return plan;
@@ -103,11 +107,30 @@ void run_product(Plan& plan, Product& p, const void* x, int x_dtype, const Kerne
       torch::stable::parallel_for(0, t.rank, 8, [&](int64_t a, int64_t b) { k.shrink(t, from, p.stride, rows, into, a, b); });
     }
   }
+  std::vector<Tables> tables;
+  std::vector<uint16_t> woven;
+  std::vector<uint8_t> sums;
+  if (plan.woven) {
+    tables.resize((size_t)p.rows);
+    woven.resize((size_t)(p.rows * p.stride));
+    sums.resize((size_t)(p.rows * p.stride * SUMS));
+    p.tables = tables.data();
+    p.woven = woven.data();
+    for (const Group& group : plan.groups) {
+      if (!group.count || group.merged) continue;
+      torch::stable::parallel_for(group.start, group.stop, 1 + 32768 / p.stride, [&](int64_t a, int64_t b) {
+        for (int64_t m = a; m < b; m++)
+          k.tabulate(p.x + m * p.stride, p.stride, woven.data() + m * p.stride, sums.data() + m * p.stride * SUMS, &tables[(size_t)m]);
+      });
+    }
+  }
   p.groups = plan.groups.data();
   p.n_groups = (int64_t)plan.groups.size();
-  const int64_t tiles = (p.out + TILE - 1) / TILE;
+  // of many rows the tables, not the weight, are what must be read again for each tile
+  p.tile = plan.woven && p.rows >= 64 ? TILE : p.out >= 2048 ? 64 : 32;
+  const int64_t tiles = (p.out + p.tile - 1) / p.tile;
   // a thread is worth its start from about a hundred thousand multiplications
-  const int64_t grain = 1 + 100000 / (TILE * p.in * (p.rows ? p.rows : 1));
+  const int64_t grain = 1 + 100000 / (p.tile * p.in * (p.rows ? p.rows : 1));
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t a, int64_t b) { k.run(p, a, b); });
 }
 

@@ -1,7 +1,7 @@
 // Products of one instruction set. Every sum over columns runs in one order whatever the number of rows beside it, so that
 // what a row gets does not depend on its neighbours.
 
-constexpr int64_t BLOCK = 64;  // rows of x whose sums are kept at a time: 64 × 32 floats stay in the first cache
+constexpr int64_t BLOCK = 64;  // rows of x whose sums are kept at a time: at most 64 × 256 floats, in the second cache
 
 static inline float dot_wide(const float* a, const float* b, int64_t n) {  // n is a multiple of 32
   V sum = v_zero();
@@ -92,87 +92,170 @@ static void dot_tile(const uint16_t* w, int64_t ldw, int64_t height, const uint1
   }
 }
 
-// acc[m * TILE + n] += scale[n] * Σ ±x[m], of one plane; `words` and `mask` point at the first row of the block.
-template <int N, int M, bool MASKED>
-static inline void sign_block(const uint32_t* words, [[maybe_unused]] const uint32_t* mask, int64_t count,
-                              [[maybe_unused]] const uint16_t* x, const float* wide, int64_t ldx, const float* scale, int by_row, float* acc) {
-  V sum[M][N];
-  for (int m = 0; m < M; m++)
-    for (int n = 0; n < N; n++) sum[m][n] = v_zero();
 #if defined(ISA_BF16)
-  if (x) {
-    const __m512i plus = _mm512_set1_epi16(0x3F80), minus = _mm512_set1_epi16((short)0xBF80);
-    for (int64_t start = 0; start < count; start += 16) {
-      // the hardware does not follow rows of bits on its own: asking one page ahead nearly doubles the speed from memory
-      for (int n = 0; n < N; n++) _mm_prefetch((const char*)(words + n * count + start) + AHEAD, _MM_HINT_T0);
-      const int64_t stop = start + 16 < count ? start + 16 : count;
-      for (int64_t i = start; i < stop; i++) {
-        __m512bh b[M];
-        for (int m = 0; m < M; m++) b[m] = (__m512bh)_mm512_loadu_si512(x + m * ldx + i * 32);
-        for (int n = 0; n < N; n++) {
-          __m512i sign = _mm512_mask_blend_epi16((__mmask32)words[n * count + i], minus, plus);
-          if (MASKED) sign = _mm512_maskz_mov_epi16((__mmask32)mask[n * count + i], sign);
-          for (int m = 0; m < M; m++) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)sign, b[m]);
-        }
-      }
+
+// Woven planes, 16 rows at a time: a word of each lies in one vector of 64 bytes.
+
+// acc[n] += scale[n] * Σ ±x, by the tables of x. B blocks of 16 rows share the loads of the tables.
+template <int B>
+static inline void look_up(const uint32_t* words, int64_t count, const Tables& x, const float* scale, int by_row, float* acc) {
+  const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+  const __m512i which = _mm512_set1_epi32(0x30201000);  // byte g of a word belongs to the g-th table of 16 entries
+  __m512i low[B], high[B];
+  for (int b = 0; b < B; b++) low[b] = high[b] = _mm512_setzero_si512();
+  const uint8_t* t = x.sums;
+  for (int64_t i = 0; i < count; i++, t += 256) {
+    const __m512i low0 = _mm512_loadu_si512(t), high0 = _mm512_loadu_si512(t + 64);
+    const __m512i low1 = _mm512_loadu_si512(t + 128), high1 = _mm512_loadu_si512(t + 192);
+    for (int b = 0; b < B; b++) {
+      const uint32_t* from = words + (b * count + i) * WEAVE;
+      _mm_prefetch((const char*)from + AHEAD, _MM_HINT_T0);
+      const __m512i w = _mm512_loadu_si512(from);
+      const __m512i first = _mm512_ternarylogic_epi32(w, nibble, which, 0xEA);  // (w & nibble) | which
+      const __m512i second = _mm512_ternarylogic_epi32(_mm512_srli_epi16(w, 4), nibble, which, 0xEA);
+      low[b] = _mm512_dpbusd_epi32(low[b], _mm512_permutexvar_epi8(first, low0), ones);
+      high[b] = _mm512_dpbusd_epi32(high[b], ones, _mm512_permutexvar_epi8(first, high0));
+      low[b] = _mm512_dpbusd_epi32(low[b], _mm512_permutexvar_epi8(second, low1), ones);
+      high[b] = _mm512_dpbusd_epi32(high[b], ones, _mm512_permutexvar_epi8(second, high1));
     }
-  } else
-#endif
-    for (int64_t i = 0; i < count; i++)
-      for (int lane = 0; lane < 32; lane += W) {
-        V b[M];
-        for (int m = 0; m < M; m++) b[m] = v_load(wide + m * ldx + i * 32 + lane);
-        for (int n = 0; n < N; n++) {
-          V sign = v_signs(words[n * count + i] >> lane);
-          if (MASKED) sign = v_keep(mask[n * count + i] >> lane, sign);
-          for (int m = 0; m < M; m++) sum[m][n] = v_fma(sign, b[m], sum[m][n]);
-        }
-      }
-  for (int m = 0; m < M; m++) {
-    float found[N];
-    put_sums<N>(sum[m], false, found);
-    for (int n = 0; n < N; n++) acc[m * TILE + n] += scale[by_row * n] * found[n];
+  }
+  for (int b = 0; b < B; b++) {
+    const V sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high[b], 8), low[b]));
+    const V by = v_mul(v_set(x.step), by_row ? v_load(scale + b * WEAVE) : v_set(*scale));
+    v_store(acc + b * WEAVE, v_fma(by, sum, v_load(acc + b * WEAVE)));
   }
 }
 
-template <int N, bool MASKED>
-static inline void sign_rows(const uint32_t* words, const uint32_t* mask, int64_t count, const uint16_t* x,
-                             const float* wide, int64_t ldx, int64_t rows, const float* scale, int by_row, float* acc) {
-  int64_t m = 0;
-  for (; m + 4 <= rows; m += 4)
-    sign_block<N, 4, MASKED>(words, mask, count, x ? x + m * ldx : x, wide ? wide + m * ldx : wide, ldx, scale, by_row,
-                             acc + m * TILE);
-  for (; m < rows; m++)
-    sign_block<N, 1, MASKED>(words, mask, count, x ? x + m * ldx : x, wide ? wide + m * ldx : wide, ldx, scale, by_row,
-                             acc + m * TILE);
+// The same without rounding x: signs as bfloat16 times x in woven order, 8 rows.
+static inline void multiply_signs(const uint32_t* words, int64_t count, const uint16_t* x, const float* scale, int by_row, float* acc) {
+  const __m512i plus = _mm512_set1_epi16(0x3F80), minus = _mm512_set1_epi16((short)0xBF80);
+  V sum[8];
+  for (int n = 0; n < 8; n++) sum[n] = v_zero();
+  for (int64_t i = 0; i < count; i++) {
+    _mm_prefetch((const char*)(words + i * WEAVE) + AHEAD, _MM_HINT_T0);
+    const __m512bh b = (__m512bh)_mm512_loadu_si512(x + i * 32);
+    for (int n = 0; n < 8; n++)
+      sum[n] = _mm512_dpbf16_ps(sum[n], (__m512bh)_mm512_mask_blend_epi16((__mmask32)words[i * WEAVE + n], minus, plus), b);
+  }
+  float found[8];
+  put_sums<8>(sum, false, found);
+  for (int n = 0; n < 8; n++) acc[n] += (by_row ? scale[n] : *scale) * found[n];
 }
 
-template <bool MASKED>
-static void add_signs(const Term& t, const Product& p, int64_t row, int64_t rows, int64_t n0, int64_t height, float* acc) {
-  const uint16_t* x = p.x ? p.x + row * p.stride : nullptr;
-  const float* wide = p.wide ? p.wide + row * p.stride : nullptr;
-#if !defined(ISA_BF16)
-  x = nullptr;
-#endif
+// Rows past the last are words of zeros, whose sums fall into the part of `acc` that is not read; their scales are there.
+static void add_woven(const Term& t, const Product& p, int64_t row, int64_t rows, int64_t n0, int64_t height, float* acc) {
+  const int by_row = t.axis == ROW;
   for (int plane = 0; plane < t.planes; plane++) {
-    const int by_row = t.axis == ROW;
-    int64_t n = 0;
-    while (n < height) {
-      const int64_t from = (n0 + n) * t.words;
-      const uint32_t* words = t.packed[plane] + from;
-      const uint32_t* mask = MASKED ? t.mask + from : nullptr;
-      const float* scale = t.scales[plane] + by_row * (n0 + n);
-      if (rows == 1 && n + 8 <= height) {
-        sign_block<8, 1, MASKED>(words, mask, t.words, x, wide, p.stride, scale, by_row, acc + n);
-        n += 8;
-      } else if (n + 4 <= height) {
-        sign_rows<4, MASKED>(words, mask, t.words, x, wide, p.stride, rows, scale, by_row, acc + n);
-        n += 4;
-      } else {
-        sign_rows<1, MASKED>(words, mask, t.words, x, wide, p.stride, rows, scale, by_row, acc + n);
-        n += 1;
+    for (int64_t m = 0; m < rows; m++) {
+      const Tables& x = p.tables[row + m];
+      float* to = acc + m * TILE;
+      for (int64_t n = 0; n < height;) {
+        const uint32_t* words = t.packed[plane] + (n0 + n) * t.words;
+        const float* scale = t.scales[plane] + by_row * (n0 + n);
+        if (!x.sums) {
+          for (int half = 0; half < WEAVE; half += 8)
+            multiply_signs(words + half, t.words, p.woven + (row + m) * p.stride, scale + by_row * half, by_row, to + n + half);
+          n += WEAVE;
+        } else if (n + 4 * WEAVE <= height) {
+          look_up<4>(words, t.words, x, scale, by_row, to + n);
+          n += 4 * WEAVE;
+        } else if (n + WEAVE < height) {
+          look_up<2>(words, t.words, x, scale, by_row, to + n);
+          n += 2 * WEAVE;
+        } else {
+          look_up<1>(words, t.words, x, scale, by_row, to + n);
+          n += WEAVE;
+        }
       }
     }
+  }
+}
+
+// Whole numbers of at most 14 bits, so that a sum of four fits two bytes. What is lost is at most half a step of 1/8191 of the
+// largest entry; where that is more than 64 times the typical one (an outlier), the row is multiplied exactly instead.
+static void tabulate(const uint16_t* x, int64_t stride, uint16_t* woven, uint8_t* sums, Tables* tables) {
+  alignas(64) uint16_t order[32];
+  for (int p = 0; p < 32; p++) order[p] = (uint16_t)woven_column(p);
+  const __m512i shuffle = _mm512_load_si512(order);
+  V most = v_zero(), square = v_zero();
+  for (int64_t i = 0; i < stride; i += 32) {
+    _mm512_storeu_si512(woven + i, _mm512_permutexvar_epi16(shuffle, _mm512_loadu_si512(x + i)));
+    for (int half = 0; half < 32; half += 16) {
+      const V v = v_bf16(x + i + half);
+      most = _mm512_max_ps(most, _mm512_abs_ps(v));
+      square = v_fma(v, v, square);
+    }
+  }
+  const float largest = _mm512_reduce_max_ps(most);
+  const float typical2 = v_sum(square) / (float)stride;
+  if (!sums || !(largest * largest <= 4096.f * typical2) || !(largest <= 1e37f)) {  // also where an entry is NaN
+    *tables = Tables{};
+    return;
+  }
+  const float step = largest > 0 ? largest / 8191.f : 1.f;
+  const V by = v_set(1.f / step);
+  alignas(64) int16_t sign[4][32];  // of column j in pattern p, for two tables side by side
+  for (int j = 0; j < 4; j++)
+    for (int p = 0; p < 32; p++) sign[j][p] = (int16_t)(p >> j & 1 ? 1 : -1);
+  __m512i pattern[4];
+  for (int j = 0; j < 4; j++) pattern[j] = _mm512_load_si512(sign[j]);
+  for (int64_t i = 0; i < stride; i += 16) {
+    alignas(64) int16_t q[32] = {};
+    _mm256_store_si256((__m256i*)q, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v_mul(v_bf16(x + i), by))));
+    uint8_t* low = sums + i * SUMS;
+    for (int two = 0; two < 2; two++) {  // tables 2·two and 2·two + 1 of the four
+      __m512i sum = _mm512_setzero_si512();
+      for (int j = 0; j < 4; j++) {
+        const __m512i pair = _mm512_inserti64x4(_mm512_set1_epi16(q[8 * two + j]), _mm256_set1_epi16(q[8 * two + 4 + j]), 1);
+        sum = _mm512_add_epi16(sum, _mm512_mullo_epi16(pair, pattern[j]));
+      }
+      _mm256_storeu_si256((__m256i*)(low + 32 * two), _mm512_cvtepi16_epi8(sum));
+      _mm256_storeu_si256((__m256i*)(low + 64 + 32 * two), _mm512_cvtepi16_epi8(_mm512_srai_epi16(sum, 8)));
+    }
+  }
+  *tables = Tables{sums, step};
+}
+
+#else
+
+static void tabulate(const uint16_t*, int64_t, uint16_t*, uint8_t*, Tables*) {}
+
+#endif
+
+// acc[m * TILE + n] += scale[n] * Σ ±x[m] of a plane, in float32.
+template <int N>
+static inline void sign_rows(const Term& t, int plane, const Product& p, int64_t row, int64_t rows, int64_t n0, float* acc) {
+  const int by_row = t.axis == ROW;
+  const float* scale = t.scales[plane] + by_row * n0;
+  for (int64_t m = 0; m < rows; m++) {
+    const float* x = p.wide + (row + m) * p.stride;
+    V sum[N];
+    for (int n = 0; n < N; n++) sum[n] = v_zero();
+    for (int64_t i = 0; i < t.words; i++) {
+      uint32_t bits[N], kept[N];
+      for (int n = 0; n < N; n++) bits[n] = plane_word(t, plane, n0 + n, i);
+      if (t.mask)
+        for (int n = 0; n < N; n++) kept[n] = t.mask[(n0 + n) * t.words + i];
+      for (int lane = 0; lane < 32; lane += W) {
+        const V b = v_load(x + i * 32 + lane);
+        for (int n = 0; n < N; n++) {
+          const V sign = v_signs(bits[n] >> lane);
+          sum[n] = v_fma(t.mask ? v_keep(kept[n] >> lane, sign) : sign, b, sum[n]);
+        }
+      }
+    }
+    for (int n = 0; n < N; n++) acc[m * TILE + n] += scale[by_row * n] * v_sum(sum[n]);
+  }
+}
+
+static void add_signs(const Term& t, const Product& p, int64_t row, int64_t rows, int64_t n0, int64_t height, float* acc) {
+#if defined(ISA_BF16)
+  if (t.woven && p.tables) return add_woven(t, p, row, rows, n0, height, acc);
+#endif
+  for (int plane = 0; plane < t.planes; plane++) {
+    int64_t n = 0;
+    for (; n + 4 <= height; n += 4) sign_rows<4>(t, plane, p, row, rows, n0 + n, acc + n);
+    for (; n < height; n++) sign_rows<1>(t, plane, p, row, rows, n0 + n, acc + n);
   }
 }
 
@@ -202,6 +285,13 @@ static void add_lowrank(const Term& t, const float* shrunk, int64_t rows, int64_
   }
 }
 
+// Ask for the beginning of a term's tile while another tenant's is worked on.
+static inline void fetch(const Term& t, int64_t n0) {
+  if (t.kind != SIGNS || !t.woven) return;
+  const char* from = (const char*)(t.packed[0] + n0 * t.words);
+  for (int64_t at = 0; at < 4096; at += 64) __builtin_prefetch(from + at);
+}
+
 static void add_terms(const Group& g, const Product& p, int64_t begin, int64_t end, int64_t n0, int64_t height, float* room,
                       float* acc) {
   for (int i = 0; i < g.count; i++) {
@@ -209,8 +299,7 @@ static void add_terms(const Group& g, const Product& p, int64_t begin, int64_t e
     if (t.kind == LOWRANK) {
       add_lowrank(t, g.shrunk[i] + (begin - g.start) * t.rank, end - begin, n0, height, room, acc);
     } else if (t.kind == SIGNS && t.axis != COLUMN) {
-      t.mask ? add_signs<true>(t, p, begin, end - begin, n0, height, acc)
-             : add_signs<false>(t, p, begin, end - begin, n0, height, acc);
+      add_signs(t, p, begin, end - begin, n0, height, acc);
     } else {
       for (int64_t n = 0; n < height; n++) {
         decode(t, n0 + n, 0, p.in, room);
@@ -231,10 +320,12 @@ static void merge_tile(const Group& g, const Product& p, int64_t n0, int64_t hei
       const Term& t = *g.terms[i];
       if (t.kind == SIGNS && t.axis != COLUMN && !t.mask) {
         for (int plane = 0; plane < t.planes; plane++) {
-          const uint32_t* words = t.packed[plane] + (n0 + n) * t.words;
           const V scale = v_set(t.scales[plane][t.axis == ROW ? n0 + n : 0]);
-          for (int64_t j = 0; j < p.stride; j += W)
-            v_store(sum + j, v_fma(v_signs(words[j / 32] >> (j % 32)), scale, v_load(sum + j)));
+          for (int64_t word = 0; word < t.words; word++) {
+            const uint32_t bits = plane_word(t, plane, n0 + n, word);
+            for (float* at = sum + word * 32; at < sum + (word + 1) * 32; at += W)
+              v_store(at, v_fma(v_signs(bits >> (at - sum - word * 32)), scale, v_load(at)));
+          }
         }
         continue;
       }
@@ -269,8 +360,8 @@ static void run(const Product& p, int64_t first_tile, int64_t last_tile) {
   float* room = (float*)__builtin_malloc((size_t)(3 * widest + 64) * 4);
   uint16_t* merged = nullptr;
   for (int64_t tile = first_tile; tile < last_tile; tile++) {
-    const int64_t n0 = tile * TILE;
-    const int64_t height = p.out - n0 < TILE ? p.out - n0 : TILE;
+    const int64_t n0 = tile * p.tile;
+    const int64_t height = p.out - n0 < p.tile ? p.out - n0 : p.tile;
     for (int64_t g = 0; g < p.n_groups;) {
       const Group& own = p.groups[g];
       const bool merging = own.merged && p.weight;
@@ -280,7 +371,7 @@ static void run(const Product& p, int64_t first_tile, int64_t last_tile) {
       const uint16_t* w = p.weight ? p.weight + n0 * p.in : nullptr;
       int64_t ldw = p.in;
       if (merging) {
-        if (!merged) merged = (uint16_t*)__builtin_malloc((size_t)(TILE * p.stride) * 2);
+        if (!merged) merged = (uint16_t*)__builtin_malloc((size_t)(p.tile * p.stride) * 2);
         merge_tile(own, p, n0, height, room, merged);
         w = merged;
         ldw = p.stride;
@@ -298,7 +389,9 @@ static void run(const Product& p, int64_t first_tile, int64_t last_tile) {
           for (int64_t h = at; h < last && p.groups[h].start < end; h++) {
             const int64_t from = p.groups[h].start > begin ? p.groups[h].start : begin;
             const int64_t to = p.groups[h].stop < end ? p.groups[h].stop : end;
-            if (from < to) add_terms(p.groups[h], p, from, to, n0, height, room, acc + (from - begin) * TILE);
+            if (from >= to) continue;
+            if (h + 1 < last && p.groups[h + 1].count) fetch(*p.groups[h + 1].terms[0], n0);
+            add_terms(p.groups[h], p, from, to, n0, height, room, acc + (from - begin) * TILE);
           }
         }
         for (int64_t m = begin; m < end; m++) finish(p, m, n0, height, acc + (m - begin) * TILE);

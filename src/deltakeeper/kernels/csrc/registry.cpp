@@ -37,6 +37,23 @@ const T* view(Held& held, const Tensor& t) {
 
 using torch::headeronly::ScalarType;
 
+// The words of 16 rows side by side, nibbles in the order that look-ups want; rows past the last are zeros.
+std::vector<uint32_t> weave(const uint32_t* words, const uint32_t* others, int64_t out, int64_t count) {
+  const int64_t blocks = (out + WEAVE - 1) / WEAVE;
+  std::vector<uint32_t> woven((size_t)(blocks * WEAVE * count), 0);
+  for (int64_t row = 0; row < out; row++)
+    for (int64_t i = 0; i < count; i++) {
+      const uint32_t w = words[row * count + i] | (others ? ~others[row * count + i] : 0u);
+      uint32_t low = w & 0xFFFFu, high = w >> 16;
+      for (uint32_t* half : {&low, &high}) {  // four nibbles to the low halves of four bytes
+        *half = (*half | *half << 8) & 0x00FF00FFu;
+        *half = (*half | *half << 4) & 0x0F0F0F0Fu;
+      }
+      woven[(size_t)((row / WEAVE * count + i) * WEAVE + row % WEAVE)] = low | high << 4;
+    }
+  return woven;
+}
+
 int64_t hold_signs(std::vector<Tensor> packed, std::vector<Tensor> scales, std::optional<Tensor> nonzero, int64_t out,
                    int64_t in, int64_t axis) {
   auto held = matrix(SIGNS, out, in);
@@ -44,19 +61,33 @@ int64_t hold_signs(std::vector<Tensor> packed, std::vector<Tensor> scales, std::
   STD_TORCH_CHECK(!packed.empty() && packed.size() <= MAX_PLANES && packed.size() == scales.size(), "1 to 16 planes, each with its scale");
   STD_TORCH_CHECK(axis >= TENSOR && axis <= COLUMN, "the axis of the scales is 0, 1 or 2");
   const std::vector<int64_t> bits = {out, t.words};
+  if (nonzero) check_tensor(*nonzero, "the mask of non-zeros", ScalarType::Int, bits);
+  const uint32_t* mask = nonzero ? static_cast<const uint32_t*>(nonzero->const_data_ptr()) : nullptr;
+  t.axis = (int)axis;
+  t.woven = kernels().narrow_signs && axis != COLUMN;
+  if (nonzero && !t.woven) t.mask = view<uint32_t>(*held, *nonzero);
   for (size_t p = 0; p < packed.size(); p++) {
     check_tensor(packed[p], "a sign plane", ScalarType::Int, bits);
     STD_TORCH_CHECK(scales[p].numel() == (axis == TENSOR ? 1 : axis == ROW ? out : in), "a scale has the wrong size");
     check_tensor(scales[p], "a scale", ScalarType::Float, {});
-    t.packed[p] = view<uint32_t>(*held, packed[p]);
-    t.scales[p] = view<float>(*held, scales[p]);
+    if (!t.woven) {
+      t.packed[t.planes] = view<uint32_t>(*held, packed[p]);
+      t.scales[t.planes++] = view<float>(*held, scales[p]);
+      continue;
+    }
+    const uint32_t* words = static_cast<const uint32_t*>(packed[p].const_data_ptr());
+    const float* scale = static_cast<const float*>(scales[p].const_data_ptr());
+    std::vector<float> own(scale, scale + scales[p].numel());
+    if (axis == ROW) own.resize((size_t)((out + WEAVE - 1) / WEAVE * WEAVE), 0.f);
+    // zeros: the mean of a plane in which they are minus and one in which they are plus
+    for (float& s : own) s = mask ? s / 2 : s;
+    held->halved.push_back(std::move(own));
+    for (int copy = 0; copy < (mask ? 2 : 1); copy++) {
+      held->woven.push_back(weave(words, copy ? mask : nullptr, out, t.words));
+      t.scales[t.planes++] = held->halved.back().data();
+    }
   }
-  if (nonzero) {
-    check_tensor(*nonzero, "the mask of non-zeros", ScalarType::Int, bits);
-    t.mask = view<uint32_t>(*held, *nonzero);
-  }
-  t.planes = (int)packed.size();
-  t.axis = (int)axis;
+  for (size_t p = 0; p < held->woven.size(); p++) t.packed[p] = held->woven[p].data();
   return keep(held);
 }
 
@@ -150,6 +181,17 @@ void release(int64_t id) {
   terms.erase(id);
 }
 
+int64_t held_bytes(int64_t id) {
+  const auto held = find_term(id);
+  int64_t bytes = 0;
+  for (const Tensor& t : held->owned) bytes += t.numel() * (int64_t)t.element_size();
+  for (const auto& words : held->woven) bytes += (int64_t)(words.size() * sizeof(uint32_t));
+  for (const auto& scales : held->halved) bytes += (int64_t)(scales.size() * sizeof(float));
+  for (const auto& part : held->parts)
+    for (const Tensor& t : part->owned) bytes += t.numel() * (int64_t)t.element_size();
+  return bytes;
+}
+
 int64_t held_count() {
   const std::shared_lock<std::shared_mutex> guard(lock);
   return (int64_t)terms.size();
@@ -162,7 +204,8 @@ bool supported(const std::string& name) {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (name == "avx2") return avx2;
   if (name == "avx512") return avx512;
-  if (name == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (name == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+                                     __builtin_cpu_supports("avx512vnni");
 #endif
   return name == "scalar";
 }
@@ -228,6 +271,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deltakeeper, m) {
   m.def("hold_factors(Tensor left, Tensor right, Tensor gain) -> int");
   m.def("hold_packed_factors(int left, int right, Tensor gain) -> int");
   m.def("release(int id) -> ()");
+  m.def("held_bytes(int id) -> int");
   m.def("held_count() -> int");
   m.def("use_isa(str name) -> bool");
   m.def("isa() -> str");
@@ -241,6 +285,7 @@ STABLE_TORCH_LIBRARY_IMPL(deltakeeper, CompositeExplicitAutograd, m) {
   m.impl("hold_factors", TORCH_BOX(&hold_factors));
   m.impl("hold_packed_factors", TORCH_BOX(&hold_packed_factors));
   m.impl("release", TORCH_BOX(&release));
+  m.impl("held_bytes", TORCH_BOX(&held_bytes));
   m.impl("held_count", TORCH_BOX(&held_count));
   m.impl("use_isa", TORCH_BOX(&use_isa));
   m.impl("isa", TORCH_BOX(&isa));

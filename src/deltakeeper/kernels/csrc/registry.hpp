@@ -22,6 +22,8 @@ struct Held {
   Term term;
   std::vector<Tensor> owned;
   std::vector<std::shared_ptr<const Held>> parts;  // packed factors
+  std::vector<std::vector<uint32_t>> woven;
+  std::vector<std::vector<float>> halved;  // scales of woven planes with zeros, padded
 };
 
 std::shared_ptr<const Held> find_term(int64_t id);

@@ -7,5 +7,5 @@ namespace scalar {
 #include "decode.inc.hpp"
 #include "products.inc.hpp"
 }  // namespace scalar
-extern const Kernels SCALAR = {"scalar", false, scalar::run, scalar::shrink, scalar::decode, scalar::widen, scalar::narrow};
+extern const Kernels SCALAR = {"scalar", false, scalar::run, scalar::tabulate, scalar::shrink, scalar::decode, scalar::widen, scalar::narrow};
 }  // namespace deltakeeper

@@ -20,9 +20,10 @@ struct Term {
 
   int planes = 0;  // signs
   int axis = 0;
-  const uint32_t* packed[MAX_PLANES] = {};
-  const float* scales[MAX_PLANES] = {};
+  const uint32_t* packed[2 * MAX_PLANES] = {};  // a woven plane with zeros is two
+  const float* scales[2 * MAX_PLANES] = {};
   const uint32_t* mask = nullptr;  // signs: entries that are not zero, or null; sparse: kept entries
+  bool woven = false;  // signs: word i of 16 rows lies together, its nibbles in the order of `weave`; there is no mask then
 
   int dtype = 0;                  // of `values`
   const void* values = nullptr;   // dense, sparse
@@ -53,11 +54,21 @@ struct Group {
   float* const* shrunk = nullptr;  // per term: (rows, rank) where it is low-rank, float32
 };
 
+// Sums of a row of x that woven planes look up: for every four columns the sums for all sixteen patterns of signs, in whole
+// numbers of `step`. Two bytes a sum, apart: for 16 columns 64 low bytes, then 64 high ones.
+struct Tables {
+  const uint8_t* sums = nullptr;  // null where the row's entries differ too much: it is multiplied exactly
+  float step = 0;
+};
+
 // What a product works on. `x` and `wide` have rows of `stride` entries, zero past `in`.
 struct Product {
   int64_t rows = 0, in = 0, out = 0, stride = 0;
   const uint16_t* x = nullptr;      // bfloat16, or null
   const float* wide = nullptr;      // float32, or null where nothing needs it
+  const uint16_t* woven = nullptr;  // bfloat16 in the order of woven words, or null
+  const Tables* tables = nullptr;   // of each row, or null
+  int64_t tile = 32;                // output rows of a tile
   const uint16_t* weight = nullptr; // bfloat16 (out, in), or null: terms alone
   const void* bias = nullptr;       // bfloat16 (out), or null
   void* y = nullptr;                // (rows, out): written where there is a weight, else added to
@@ -68,8 +79,10 @@ struct Product {
 
 struct Kernels {
   const char* name;
-  bool narrow_signs;  // signs multiply bfloat16 as it is
+  bool narrow_signs;  // planes are woven, and multiply bfloat16 as it is
   void (*run)(const Product&, int64_t first_tile, int64_t last_tile);
+  // a row of x, bfloat16, zero to its stride: in woven order, and its tables (`sums` has room for stride * SUMS bytes)
+  void (*tabulate)(const uint16_t* x, int64_t stride, uint16_t* woven, uint8_t* sums, Tables* tables);
   // rows of a right factor times rows of x: into[m * rank + r]
   void (*shrink)(const Term&, const float* x, int64_t stride, int64_t rows, float* into, int64_t first, int64_t last);
   void (*decode)(const Term&, int64_t row, int64_t begin, int64_t end, float* into);
@@ -77,7 +90,12 @@ struct Kernels {
   void (*narrow)(const float* from, int64_t n, int dtype, void* into);
 };
 
-constexpr int64_t TILE = 32;  // output rows of a tile
+constexpr int64_t TILE = 256;   // most output rows of a tile
+constexpr int64_t WEAVE = 16;   // rows whose words lie together
+constexpr int64_t SUMS = 8;     // bytes of tables for each column
+
+// Bit p of a woven word is the column `woven_column(p)` of its 32: byte g holds columns 4g to 4g + 3 and 16 more.
+constexpr int woven_column(int p) { return 4 * (p / 8) + p % 4 + (p % 8 < 4 ? 0 : 16); }
 
 extern const Kernels SCALAR, AVX2, AVX512, AVX512BF16;
 
