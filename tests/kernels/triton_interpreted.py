@@ -157,13 +157,11 @@ def test_packed_factors_are_unpacked():
 
 
 def test_half_precision_holds_column_scales_of_any_magnitude():
-    term = signs(9, 40, 1, "column")
-    term = term.replace_continuous({"delta_scale.0": term.scales[0] * 1e-6})  # 1e-9: float16 has nothing below 6e-8
-    x, y = random(1, 40).half() * 1e4, torch.zeros(1, 9, dtype=torch.float16)
-    add_terms_(y, x, table_of({(1, 0): [term]}, (9,), 40), RowPieces.of(RowGroups.of([1]), "cpu", blocks=DOT))
-    expected = x.double() @ term.to_dense().double().T
-    assert float(expected.abs().max()) > 1e-6
-    assert torch.allclose(y.double(), expected, rtol=2e-3, atol=2e-7)
+    bits, scale = pack_bits(torch.ones(1, 95, dtype=torch.bool)), torch.full((1, 95), 1e-8)
+    term = Signs((1, 95), "column", "plus", (bits,), (scale,))
+    x, y = torch.full((1, 95), 2.0, dtype=torch.float16), torch.zeros(1, 1, dtype=torch.float16)
+    add_terms_(y, x, table_of({(1, 0): [term]}, (1,), 95), RowPieces.of(RowGroups.of([1]), "cpu", blocks=DOT))
+    assert abs(float(y) - 95 * 2e-8) < 2.0**-24  # each addend alone is below the least float16
 
 
 def test_default_sizes_serve_rows_of_many_tenants():
@@ -191,6 +189,15 @@ def test_cleared_and_replaced_slots_lose_their_old_terms():
     table.clear(1)
     assert table.nbytes == table_bytes(table) + 16  # one tile
     assert table.launches == ()
+
+
+def test_clearing_a_slot_leaves_the_others():
+    term = signs(8, 33)
+    table = table_of({(1, 0): [term], (2, 0): [term]}, (8,), 33)
+    table.clear(1)
+    y = torch.zeros(2, 8)
+    add_terms_(y, random(2, 33), table, RowGroups.of([1, 2]))
+    assert not y[0].any() and y[1].all()
 
 
 def test_pieces_are_refilled_in_place_within_their_capacity():
