@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
-from tenants import family, groups_of, ids, logits, mixed
+from safetensors.torch import save_file
+from tenants import family, groups_of, ids, load, logits, mixed
 from torch import nn
 
+from deltakeeper.artifact import open_artifact
+from deltakeeper.compress import compress
 from deltakeeper.overlay import attach
 
 
@@ -141,3 +144,18 @@ def test_generation_with_a_cache_is_that_of_the_merged_model(tmp_path):
         )
         true = torch.cat([true, next_true], 1)
     assert torch.equal(found, true)
+
+
+@pytest.mark.parametrize("codec", ["bitdelta", "dense"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_checkpoints_that_hold_fused_experts(kind, codec, tmp_path):
+    models = family(kind, tmp_path)
+    tuned = models.tune("a", "bitdelta").path.parent / "mine"
+    for folder in (models.base, tuned):
+        tensors = {name: value.contiguous() for name, value in load(folder).state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    compress(models.base, tuned, tmp_path / "fused" / "delta", codec)
+    artifact = open_artifact(tmp_path / "fused" / "delta")
+    assert any(len(record.shape) == 3 for record in artifact.manifest.tensors.values())
+    found, true, base = serve(models, artifact, rows=3)
+    assert torch.allclose(found, true, atol=5e-5) and not torch.allclose(found, base, atol=1e-3)

@@ -13,8 +13,8 @@ from deltakeeper.overlay.experts import ExpertsSite
 from deltakeeper.overlay.head import HeadSite, OtherHeadSite
 from deltakeeper.overlay.linears import LinearSite, OtherLinearSite
 from deltakeeper.overlay.norms import norm_site
-from deltakeeper.overlay.routers import RouterSite
 from deltakeeper.overlay.site import Site
+from deltakeeper.overlay.sliced import SlicedSite
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -39,6 +39,8 @@ def _site(name: str, module: nn.Module, is_head: bool, current: CurrentPass) -> 
     kind = type(module)
     if kind.forward is nn.Linear.forward and _is_plain(module._parameters["weight"]):
         return (HeadSite if is_head else LinearSite)(name, module, current)
+    if SlicedSite.is_router(module):  # some are a kind of linear layer, which gives more than a product
+        return SlicedSite(name, module, current)
     if kind.__name__ == "Conv1D" or _multiplies(module):
         return (OtherHeadSite if is_head else OtherLinearSite)(name, module, current)
     if isinstance(module, nn.Embedding):
@@ -47,8 +49,6 @@ def _site(name: str, module: nn.Module, is_head: bool, current: CurrentPass) -> 
         return EmbeddingSite(name, module, current) if fits else None
     if ExpertsSite.fits(module):
         return ExpertsSite(name, module, current)
-    if RouterSite.fits(module):
-        return RouterSite(name, module, current)
     return None if module._modules else norm_site(name, module, current)
 
 

@@ -41,9 +41,11 @@ class ExpertsSite(Site):
     @staticmethod
     def fits(module: nn.Module) -> bool:
         """Whether this is such a module."""
-        shapes = [value.ndim for value in module._parameters.values() if value is not None]
-        if set(module._parameters) != set(PARAMETERS) or shapes != [3, 3]:
+        weights = [module._parameters.get(leaf) for leaf in PARAMETERS]
+        if len(module._parameters) != len(weights) or any(w is None or w.ndim != 3 for w in weights):
             return False
+        if any(w is None or type(w.data) is not torch.Tensor or not w.is_floating_point() for w in weights):
+            return False  # quantised
         return hasattr(module, "_apply_gate") and all(getattr(module, k, None) == v for k, v in _FORM.items())
 
     def forward(

@@ -10,6 +10,7 @@ from torch import nn
 
 from deltakeeper.overlay.current import CurrentPass
 from deltakeeper.overlay.site import Part, Place, Site, Stack
+from deltakeeper.overlay.sliced import SlicedSite
 
 PROBE_ROWS = 8
 
@@ -24,22 +25,23 @@ class NormSite(Site):
     def __init__(self, name: str, module: nn.Module, current: CurrentPass) -> None:
         super().__init__(name, module, current)
         self.stacks: dict[str, Stack] = {}
-        self.leaves = [leaf for leaf, value in self.parameters.items() if value is not None]
+        # Kept apart: while a pass exchanges the module's parameters, another thread may be loading a tenant.
+        self.base = {leaf: value for leaf, value in self.parameters.items() if value is not None}
+        self.leaves = list(self.base)
+        self.width = len(self.base[self.leaves[0]])
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """`(..., width)` of any arrangement of rows, to what the module gives."""
         groups = self.current.groups
         if groups is None or not self.stacks or groups.base_only:
             return self.inner(x, *args, **kwargs)
-        shape = self.shape_for(x)
-        parameters = self.parameters
-        kept = {leaf: parameters[leaf] for leaf in self.stacks}
+        shape, parameters = self.shape_for(x), self.parameters
         for leaf, stack in self.stacks.items():
             parameters[leaf] = stack.vectors.index_select(0, groups.row_slots).view(shape)
         try:
             return self.inner(x, *args, **kwargs)
         finally:
-            parameters.update(kept)
+            parameters.update(self.base)
 
     def shape_for(self, x: torch.Tensor) -> tuple[int, ...]:
         """How gathered vectors `(rows, width)` have to lie to meet the rows of `x`: ones stand for heads.
@@ -49,19 +51,19 @@ class NormSite(Site):
         """
         rows, shape = self.current.rows, x.shape
         if x.ndim == 4 and shape[0] * shape[2] == rows and (shape[0] * shape[1] != rows or x.stride(1) < x.stride(2)):
-            return shape[0], 1, shape[2], shape[3]  # (batch, heads, tokens, width)
+            return shape[0], 1, shape[2], self.width  # (batch, heads, tokens, width)
         count = 1
         for axis, size in enumerate(shape[:-1]):
             count *= size
             if count == rows:
-                return (*shape[: axis + 1], *(1 for _ in shape[axis + 1 : -1]), shape[-1])
+                return (*shape[: axis + 1], *(1 for _ in shape[axis + 1 : -1]), self.width)
         raise self.misfit(x.numel() // shape[-1])
 
     def place(self, leaf: str, expert: int | None = None, half: int | None = None) -> Place | None:
         """See `Site.place`."""
         if leaf not in self.leaves or expert is not None:
             return None
-        live = self.parameters[leaf]
+        live = self.base[leaf]
         return Place(self, leaf, live, tuple(live.shape))
 
     def grow(self, lanes: torch.Tensor, slots: int) -> None:
@@ -78,7 +80,7 @@ class NormSite(Site):
             if leaf not in self.stacks:
                 if value is None:
                     continue
-                self.stacks[leaf] = Stack(self.parameters[leaf].detach(), self.slots)
+                self.stacks[leaf] = Stack(self.base[leaf].detach(), self.slots)
             if not self.stacks[leaf].put(slot, value):
                 del self.stacks[leaf]
 
@@ -134,16 +136,17 @@ class FusedNormSite(NormSite):
         return torch.where(mask, own.to(y.dtype), y)
 
 
-def norm_site(name: str, module: nn.Module, current: CurrentPass) -> NormSite | None:
-    """The site for a module of vectors alone, by what it is seen to compute; None if it is no norm of rows."""
+def norm_site(name: str, module: nn.Module, current: CurrentPass) -> Site | None:
+    """The site for a module of vectors alone, by what it is seen to compute; None if it takes no rows."""
     values = [value for value in module._parameters.values() if value is not None]
     if not values or any(value.ndim != 1 or value.shape != values[0].shape for value in values):
         return None
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+    if type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
         return FusedNormSite(name, module, current)
     site = NormSite(name, module, current)
     if not _acts_by_entry(site):
-        return None
+        sliced = SlicedSite(name, module, current)
+        return sliced if _acts_by_row(sliced, values[0]) else None
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if site.leaves == ["weight"] and isinstance(epsilon, float):
         fast = RmsNormSite(name, module, current, epsilon)
@@ -161,8 +164,7 @@ def _probe(width: int, dtype: torch.dtype) -> torch.Tensor:
 def _acts_by_entry(site: NormSite) -> bool:
     """Whether two rows with vectors of their own come out as each does alone, to the bit."""
     parameters = site.parameters
-    kept = {leaf: parameters[leaf] for leaf in site.leaves}
-    first = {leaf: value.detach() for leaf, value in kept.items()}
+    first = {leaf: value.detach() for leaf, value in site.base.items()}
     other = {leaf: value * 1.5 + 0.25 for leaf, value in first.items()}
     value = next(iter(first.values()))
     x = _probe(len(value), value.dtype)[:2]
@@ -177,7 +179,18 @@ def _acts_by_entry(site: NormSite) -> bool:
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     finally:
-        parameters.update(kept)
+        parameters.update(site.base)
+
+
+@torch.no_grad()
+def _acts_by_row(site: SlicedSite, vector: torch.Tensor) -> bool:
+    """Whether rows come out as each does alone, at least nearly."""
+    x = _probe(len(vector), vector.dtype)[:2]
+    try:
+        both, rows = site.inner(x), torch.cat([site.inner(x[:1]), site.inner(x[1:])])
+        return both.shape == x.shape and torch.allclose(both, rows, rtol=1e-2)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return False
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class Overlay:
         self._handles: list[Any] = []
         self._attached = True
         head = next((site for site in self._sites.values() if isinstance(site, HeadSite)), None)
-        if head is not None and getattr(getattr(model, "config", None), "final_logit_softcapping", None):
+        if head is not None and getattr(model.config, "final_logit_softcapping", None):
             # Squashed logits turn minus infinity into a number, so those of missing tokens are masked once more.
             self._handles.append(model.register_forward_hook(_masking(head)))
         for site in self._sites.values():
@@ -78,7 +78,8 @@ class Overlay:
             ArtifactError: its payload was altered.
         """
         self._require_attached()
-        return load_tenant(self._live, artifact, planes)
+        with torch.inference_mode(False), torch.no_grad():
+            return load_tenant(self._live, artifact, planes)
 
     def publish(self, delta: TenantDelta) -> int:
         """Give a tenant a slot, 1 or more, from which passes can use it. Between passes; all of it or nothing.
@@ -86,7 +87,8 @@ class Overlay:
         Raises:
             OverlayError: it is published already, closed, or of another overlay.
         """
-        with self._lock:
+        # Tables outlive the caller's inference mode, whose tensors could not be written outside of it.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             self._require_attached()
             if delta.closed or delta.slot is not None:
                 state = "closed" if delta.closed else f"published in slot {delta.slot} already"
@@ -118,7 +120,7 @@ class Overlay:
         Raises:
             OverlayError: nothing is published there.
         """
-        with self._lock:
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             if slot not in self._published:
                 raise OverlayError(f"slot {slot} holds no tenant; give one that publish gave.")
             delta = self._published.pop(slot)
@@ -185,14 +187,14 @@ def attach(model: nn.Module, *, merge_from: int | None = None) -> Overlay:
             tile, rounded as in a merged checkpoint, which is faster for long prompts; never by default.
 
     Raises:
-        OverlayError: one is attached already, or nothing in the model can serve tenants.
+        OverlayError: one is attached already, or it is no model of transformers.
     """
     if _MARK in model.__dict__:
         raise OverlayError("an overlay is attached to this model already; detach it first.")
-    overlay = Overlay(model, merge_from)
-    if not overlay._sites:
-        raise OverlayError("the model has no layer that could serve tenants; give a Hugging Face decoder.")
-    return overlay
+    if not hasattr(getattr(model, "config", None), "to_dict"):
+        raise OverlayError("the model has no configuration of transformers; give a Hugging Face decoder.")
+    with torch.inference_mode(False), torch.no_grad():
+        return Overlay(model, merge_from)
 
 
 def _describe(model: nn.Module, sites: dict[str, Site], tables: Tables) -> LiveModel:
@@ -202,7 +204,7 @@ def _describe(model: nn.Module, sites: dict[str, Site], tables: Tables) -> LiveM
     for end, method in (("embedding", "get_input_embeddings"), ("head", "get_output_embeddings")):
         found = getattr(model, method, lambda: None)()
         ends[end] = f"{paths[found]}.weight" if found in paths else None
-    return LiveModel(getattr(model, "config", None), names, sites, len(tables.numbers), ends["embedding"], ends["head"])
+    return LiveModel(model.config, names, sites, len(tables.numbers), ends["embedding"], ends["head"])
 
 
 def _masking(head: HeadSite) -> Any:
