@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
+import threading
 
 import pytest
 import torch
 from tenants import family, groups_of, ids, logits, mixed
 
-from deltakeeper.artifact import open_artifact
+from deltakeeper.artifact import SIDE_FILES, open_artifact
 from deltakeeper.errors import OverlayError
 from deltakeeper.kernels.terms import held_terms as count_held_terms
 from deltakeeper.overlay import attach
@@ -221,3 +223,50 @@ def test_slots_that_were_written_in_inference_mode_can_be_written_outside_of_it(
         first = mixed(overlay, [slot, 0], tokens)
     delta = overlay.retire(slot)
     assert torch.equal(mixed(overlay, [overlay.publish(delta), 0], tokens), first)
+
+
+def test_loading_beside_passes_gives_what_loading_alone_gives(models):
+    live, tokens = models.live(), ids(2)
+    overlay = attach(live)
+    artifact = models.tune("a", "bitdelta")
+    slot = overlay.publish(overlay.load(artifact))
+    true = mixed(overlay, [slot, 0], tokens)
+    loaded, stop = [], threading.Event()
+
+    def work():
+        while not stop.is_set():
+            loaded.append(overlay.load(artifact))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        results = [mixed(overlay, [slot, 0], tokens) for _ in range(60)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(torch.equal(result, true) for result in results)
+    assert loaded and {delta.nbytes for delta in loaded} == {overlay.published[slot].nbytes}
+    assert torch.equal(mixed(overlay, [overlay.publish(loaded[-1]), 0], tokens), true)
+
+
+def test_a_version_is_what_is_served_not_where_it_lies(models, tmp_path):
+    overlay = attach(models.live())
+    artifact, other = models.tune("a", "bitdelta:bits=2"), models.tune("b", "bitdelta:bits=2", seed=1)
+    shutil.copytree(artifact.path, tmp_path / "copy")
+    versions = [overlay.load(a, planes=p).version for a in (artifact, other) for p in (None, 1, 2)]
+    assert len(set(versions)) == 6
+    assert overlay.load(open_artifact(tmp_path / "copy"), planes=1).version == versions[1]
+    delta = overlay.load(artifact)
+    assert delta.side_folder == artifact.path
+    assert set(delta.side_files) == {f.name for f in artifact.path.iterdir() if f.name in SIDE_FILES}
+
+
+def test_merged_tiles_for_long_prompts_are_near_the_terms_apart(tmp_path):
+    models = family("llama", tmp_path, torch.bfloat16)
+    artifact, tokens = models.tune("a", "bitdelta"), ids(2)
+    found = []
+    for merge_from in (None, 4):
+        overlay = attach(models.live(), merge_from=merge_from)
+        found.append(mixed(overlay, [overlay.publish(overlay.load(artifact)), 0], tokens))
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.allclose(found[0], found[1], atol=0.05)

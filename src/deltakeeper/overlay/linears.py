@@ -41,13 +41,15 @@ class LinearSite(Site):
             return self.inner(x)  # type: ignore[no-any-return]
         shape = x.shape
         flat = x if len(shape) == 2 else x.reshape(-1, self.width)  # (rows, in)
-        if len(flat) != current.rows:
-            raise self.misfit(len(flat))
+        if flat.shape[0] != current.rows:
+            raise self.misfit(flat.shape[0])
         y = self.product(flat if flat.is_contiguous() else flat.contiguous(), groups)
         if self.matrices:
             self.replace_rows(y, flat, current.spans)
         if self.biases is not None:
             y.add_(self.biases.vectors.index_select(0, groups.row_slots))
+        if len(shape) == 3:
+            return y.view(shape[0], shape[1], self.out)
         return y if len(shape) == 2 else y.view(*shape[:-1], self.out)
 
     def product(self, x: torch.Tensor, groups: RowGroups) -> torch.Tensor:
