@@ -69,7 +69,8 @@ def answer(chunks: Many[Chunk], logits: torch.Tensor) -> Answers:
         logits = logits[rows]
     if plain:
         return Answers(sequences, greedy(logits), None, prompts)
-    tokens = choose(logits, [sequence.chooser() for sequence in sequences])
+    keep = any(sequence.request.sampling.logprobs is not None for sequence in sequences)
+    tokens = choose(logits, [sequence.chooser() for sequence in sequences], keep=keep)
     return Answers(sequences, tokens, _logprobs(sequences, tokens, logits), prompts)
 
 

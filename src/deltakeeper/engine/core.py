@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import torch
+
 from deltakeeper.engine.answering import NOT_NUMBERS, Answers, answer, deliver
 from deltakeeper.engine.batch import build_batch
 from deltakeeper.engine.blocks import BlockPool
@@ -79,7 +81,6 @@ class Core:
                 time.sleep(_LOADING_SECONDS)
                 return True
             return False
-        model_seconds = time.perf_counter()
         try:
             answers, model_seconds = self._compute(chunks)
         except Exception as error:
@@ -107,10 +108,11 @@ class Core:
         if not any(chunk.answers for chunk in chunks):
             chunks = [chunks[0]._replace(answers=1), *chunks[1:]]  # a head without rows is a case nobody tests
         batch = build_batch(chunks, self.scheduler.tables, self._forward.device)
-        started = time.perf_counter()
-        logits = self._forward(batch)
-        seconds = time.perf_counter() - started
-        return answer(chunks, logits), seconds
+        with torch.inference_mode():
+            started = time.perf_counter()
+            logits = self._forward(batch)
+            seconds = time.perf_counter() - started
+            return answer(chunks, logits), seconds
 
     def _give_out(self, answers: Answers) -> None:
         for sequence, first, entries in answers.prompts:

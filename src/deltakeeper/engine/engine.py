@@ -233,10 +233,9 @@ class Engine:
         prompt, name = request.prompt, f"request {request.id}"
         if request.tenant is not None and self._store is None:
             raise TenantError(f"{name} names tenant {request.tenant!r}, but the engine serves the base alone.")
-        if min(prompt) < 0 or (request.tenant is None and max(prompt) >= self._sides.base.vocabulary):
-            raise EngineError(
-                f"{name} has a token outside the {self._sides.base.vocabulary} of the model; use the model's tokenizer."
-            )
+        known = self._sides.base.vocabulary
+        if min(prompt) < 0 or (request.tenant is None and max(prompt) >= known):
+            raise EngineError(f"{name} has a token outside the vocabulary of {known}; use the model's tokenizer.")
         if len(prompt) >= self.context:
             raise EngineError(
                 f"{name} has {len(prompt)} prompt tokens, but prompt and answer may have {self.context} together; "

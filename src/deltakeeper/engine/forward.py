@@ -105,8 +105,8 @@ class ForwardPass:
             raise
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Compute a batch; logits `(answered rows, vocabulary)`, in the model's dtype."""
-        with torch.inference_mode(), self._rows(batch):
+        """Compute a batch, in inference mode; logits `(answered rows, vocabulary)`, in the model's dtype."""
+        with self._rows(batch):
             self._running.batch = batch
             try:
                 logits: torch.Tensor = self._model(

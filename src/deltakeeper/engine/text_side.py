@@ -60,7 +60,7 @@ class TextSides:
         Raises:
             TenantError: its tokenizer or generation config cannot be read.
         """
-        vocabulary = max(self.base.vocabulary, int(getattr(delta, "vocabulary", 0)))
+        vocabulary = int(getattr(delta, "vocabulary", self.base.vocabulary))
         folder, files = getattr(delta, "side_folder", None), tuple(getattr(delta, "side_files", ()))
         if folder is None or not ({"generation_config.json", *_TOKENIZER_FILES} & set(files)):
             return replace(self.base, vocabulary=vocabulary)
