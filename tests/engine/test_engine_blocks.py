@@ -63,11 +63,6 @@ class PoolMachine(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.held) - 1))
         self.pool.give_back(self.held.pop(index))
 
-    @rule()
-    def forget(self):
-        self.pool.forget_all()
-        assert self.pool.known(KEYS[:1]) == (0, 0)
-
     @invariant()
     def counts(self):
         if hasattr(self, "pool"):

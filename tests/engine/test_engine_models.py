@@ -71,6 +71,16 @@ def test_a_model_whose_state_is_more_than_keys_and_values_is_refused():
         Engine(model, None)
 
 
+def test_what_is_no_decoder_or_still_trains_is_refused():
+    import transformers
+
+    config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(EngineError, match="cannot compute one token"):
+        Engine(transformers.T5ForConditionalGeneration(config).eval(), None)
+    with pytest.raises(EngineError, match="training mode"):
+        Engine(build_model("llama").train(), None)
+
+
 def test_attention_sinks_are_refused():
     import transformers
 

@@ -99,13 +99,16 @@ def paged_attention(
     return out
 
 
-def _gather(cache: torch.Tensor, tables: torch.Tensor, longest: int) -> torch.Tensor:
-    """The cache of some requests side by side, `(requests, kv_heads, tokens in whole blocks, dim)`; a copy."""
-    blocks, heads, _, dim = cache.shape
+def _gather(
+    cache_k: torch.Tensor, cache_v: torch.Tensor, tables: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The caches of some requests side by side, `(requests, kv_heads, tokens in whole blocks, dim)` each; copies."""
+    blocks, heads, _, dim = cache_k.shape
     tables = tables[:, : -(-longest // BLOCK)].long()  # (requests, blocks used)
-    index = tables.unsqueeze(1) * heads + torch.arange(heads, device=cache.device).view(1, -1, 1)
-    rows = cache.view(blocks * heads, BLOCK * dim).index_select(0, index.flatten())
-    return rows.view(len(tables), heads, -1, dim)
+    index = (tables.unsqueeze(1) * heads + torch.arange(heads, device=tables.device).view(1, -1, 1)).flatten()
+    shape = (len(tables), heads, -1, dim)
+    k, v = (cache.view(blocks * heads, BLOCK * dim).index_select(0, index).view(shape) for cache in (cache_k, cache_v))
+    return k, v
 
 
 def _decode(
@@ -121,7 +124,7 @@ def _decode(
 ) -> torch.Tensor:
     """Requests of one new token each, all at once, padded to the longest."""
     requests, heads, dim = q.shape
-    k, v = _gather(cache_k, tables, longest), _gather(cache_v, tables, longest)
+    k, v = _gather(cache_k, cache_v, tables, longest)
     at = torch.arange(k.shape[2], device=q.device)
     lengths = lengths.unsqueeze(1)
     seen = at < lengths  # (requests, padded length)
@@ -148,8 +151,7 @@ def _prefill(
 ) -> torch.Tensor:
     """One request of several new tokens."""
     tokens, heads, _ = q.shape
-    k = _gather(cache_k, table.unsqueeze(0), total)[:, :, :total]  # (1, kv_heads, total, dim)
-    v = _gather(cache_v, table.unsqueeze(0), total)[:, :, :total]
+    k, v = (x[:, :, :total] for x in _gather(cache_k, cache_v, table.unsqueeze(0), total))  # (1, kv_heads, total, dim)
     sharing = heads // k.shape[1]
     if sharing > 1:
         k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)

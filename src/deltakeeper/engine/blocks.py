@@ -118,13 +118,6 @@ class BlockPool:
                 else:
                     self._cached[block] = None
 
-    def forget_all(self) -> None:
-        """Forget every key; used blocks stay used."""
-        for block in list(self._by_key.values()):
-            self._forget(block)
-        self._free.extend(self._cached)
-        self._cached.clear()
-
     def _forget(self, block: int) -> None:
         key = self._keys[block]
         if key is not None:

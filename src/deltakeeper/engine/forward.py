@@ -86,6 +86,8 @@ class ForwardPass:
         self._configs = _configs(model)
         if any(own in (ATTENTION, PROBE) for _, own in self._configs):
             raise EngineError(f"{type(model).__name__} is held by another engine; close that one first.")
+        if model.training:
+            raise EngineError(f"{type(model).__name__} is in training mode; call its eval() first.")
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.context = _context(model.config, settings.max_context)
         self._running = _Pass()
@@ -95,8 +97,7 @@ class ForwardPass:
             self._heads = learn_heads(model, self.context)
             shapes = [LayerShape(heads.kv_heads, heads.dim) for heads in self._heads]
             most = -(-self.context // BLOCK) * settings.max_running
-            dtype = model.get_input_embeddings().weight.dtype
-            self.cache = KVCache(shapes, settings.kv_bytes, most, dtype, self.device)
+            self.cache = KVCache(shapes, settings.kv_bytes, most, self._heads[0].dtype, self.device)
             for heads, cache in zip(self._heads, self.cache.layers, strict=True):
                 _layers[heads.module] = _Layer(heads, cache, self._running)
             self._set(ATTENTION)

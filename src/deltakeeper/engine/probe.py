@@ -30,6 +30,7 @@ class Heads:
         scale: factor of the products.
         window: tokens that a token looks back, itself included; 0 for all.
         softcap: bound of the products; 0 for none.
+        dtype: of its keys and values.
     """
 
     module: nn.Module
@@ -38,6 +39,7 @@ class Heads:
     scale: float
     window: int
     softcap: float
+    dtype: torch.dtype
 
 
 class _Mask:
@@ -93,6 +95,8 @@ def learn_heads(model: Any, context: int) -> list[Heads]:
         return [_heads(call, context, windows) for call in calls]
     except _NotServedError as refusal:
         raise EngineError(f"{name} is not served: {refusal}; serve it with transformers itself.") from None
+    except Exception as error:  # whatever a model raises that is no decoder
+        raise EngineError(f"{name} is not served: it cannot compute one token ({error}); give a decoder.") from error
     finally:
         _calls.clear()
 
@@ -120,6 +124,7 @@ def _heads(call: tuple[Any, ...], context: int, windows: dict[int, int]) -> Head
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         window=window,
         softcap=float(settings.get("softcap") or 0.0),
+        dtype=key.dtype,
     )
 
 

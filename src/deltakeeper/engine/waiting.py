@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container
 
 from deltakeeper.engine.sequence import Sequence
 
@@ -32,15 +32,6 @@ class WaitingLine:
 
     def __len__(self) -> int:
         return self._length
-
-    def __iter__(self) -> Iterator[Sequence]:
-        for line in self._lines.values():
-            yield from line
-
-    @property
-    def tenants(self) -> int:
-        """Tenants that wait."""
-        return len(self._lines)
 
     def push(self, sequence: Sequence, *, first: bool = False) -> None:
         """Add a request at the end of its tenant's line, or in front of it (one that was running before)."""
