@@ -15,14 +15,17 @@ from deltakeeper.engine.blocks import BLOCK
 
 
 @functools.cache
-def compiled(name: str) -> Callable[..., Any] | None:
-    """The operator `torch.ops.deltakeeper.<name>`, or None where it has not been built."""
+def compiled(name: str, device: str) -> Callable[..., Any] | None:
+    """The operator `torch.ops.deltakeeper.<name>`, or None where it was not built for this type of device."""
     try:
         importlib.import_module("deltakeeper.kernels")
     except ModuleNotFoundError:
         return None
     operators = torch.ops.deltakeeper
-    return getattr(operators, name) if hasattr(operators, name) else None
+    if not hasattr(operators, name):
+        return None
+    served = torch._C._dispatch_has_kernel_for_dispatch_key(f"deltakeeper::{name}", device.upper())
+    return getattr(operators, name) if served else None
 
 
 def write_cache_(
@@ -37,7 +40,7 @@ def write_cache_(
         v: see `k`.
         places: int64 `(tokens,)`, block · BLOCK + offset, all different.
     """
-    operator = compiled("write_cache_")
+    operator = compiled("write_cache_", k.device.type)
     if operator is not None:
         operator(cache_k, cache_v, k, v, places)
         return
@@ -76,7 +79,7 @@ def paged_attention(
     Returns:
         `(tokens, heads, dim)` in the dtype of `q`.
     """
-    operator = compiled("paged_attention")
+    operator = compiled("paged_attention", q.device.type)
     if operator is not None:
         result: torch.Tensor = operator(
             q, cache_k, cache_v, tables, query_starts, lengths, scale=scale, window=window, softcap=softcap
