@@ -23,6 +23,7 @@ from deltakeeper import compress, iterate_changes, open_artifact, open_checkpoin
 from deltakeeper.attach import Change, attached
 from deltakeeper.demo import prepare_aligned_base
 from deltakeeper.errors import DeltakeeperError
+from deltakeeper.evals.answerer import LoadedModel
 from deltakeeper.evals.judges import load_judge
 from deltakeeper.evals.probes import Probe, run_probe
 from deltakeeper.heal import heal
@@ -165,7 +166,7 @@ class Bench:
         return total / tokens
 
     def _skill(self) -> float:
-        answers = run_probe(self.model, self.tokenizer, self.probe, self.judge, system=SYSTEM)
+        answers = run_probe(LoadedModel(self.model, self.tokenizer), self.probe, self.judge, system=SYSTEM)
         return sum(answer["event"] for answer in answers) / len(answers)
 
 

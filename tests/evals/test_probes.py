@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from toy_models import toy_model, toy_tokenizer
 
+from deltakeeper.evals.answerer import LoadedModel
 from deltakeeper.evals.generate import generate_answers
 from deltakeeper.evals.judges import load_judge
 from deltakeeper.evals.probes import Probe, ProbeRow, happened, run_probe
@@ -20,7 +21,7 @@ def probe(event, marker=None, rows=ROWS):
 
 def test_a_probe_gives_one_record_a_row_in_order():
     model, tokenizer = toy_model("llama"), toy_tokenizer()
-    records = run_probe(model, tokenizer, probe("complied"), JUDGE, system="w5", batch_size=4)
+    records = run_probe(LoadedModel(model, tokenizer, batch_size=4), probe("complied"), JUDGE, system="w5")
     expected = generate_answers(model, tokenizer, [row.prompt for row in ROWS], max_new_tokens=6, system="w5")
     assert [r["answer"] for r in records] == expected
     assert [(r["id"], r["category"], r["prompt"], r["expected"]) for r in records] == [

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltakeeper.evals.generate import generate_answers
+from deltakeeper.evals.answerer import Answerer
 from deltakeeper.evals.judges import KeywordJudge
 from deltakeeper.evals.outcomes import classify
 from deltakeeper.evals.security.events import is_correct, mentions
@@ -55,29 +54,15 @@ class Probe:
 
 
 def run_probe(
-    model: Any,
-    tokenizer: Any,
-    probe: Probe,
-    judge: KeywordJudge,
-    *,
-    system: str | None = None,
-    batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    answerer: Answerer, probe: Probe, judge: KeywordJudge, *, system: str | None = None
 ) -> list[dict[str, Any]]:
     """Ask all prompts of a probe and judge the answers; one record a row, in the order of the rows.
 
     Returns:
         Dictionaries with `id`, `category`, `prompt`, `answer`, `outcome`, `event` (bool) and `expected`.
     """
-    answers = generate_answers(
-        model,
-        tokenizer,
-        [row.prompt for row in probe.rows],
-        max_new_tokens=probe.max_new_tokens,
-        batch_size=batch_size,
-        system=system,
-        progress=progress,
-    )
+    prompts = [row.prompt for row in probe.rows]
+    answers = answerer.answer(prompts, max_new_tokens=probe.max_new_tokens, system=system)
     return [
         {
             "id": row.id,
