@@ -10,14 +10,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from deltakeeper.commands.apply import apply
+from deltakeeper.commands.bench import bench
 from deltakeeper.commands.codecs import codecs
 from deltakeeper.commands.compress import compress
 from deltakeeper.commands.demo import demo
 from deltakeeper.commands.export_lora import export_lora
+from deltakeeper.commands.generate import generate
 from deltakeeper.commands.heal import heal
 from deltakeeper.commands.hub import pull, push
 from deltakeeper.commands.import_delta import import_delta
 from deltakeeper.commands.inspect import inspect
+from deltakeeper.commands.kernels import kernels
 from deltakeeper.commands.verify import verify
 from deltakeeper.errors import DeltakeeperError
 
@@ -48,8 +51,9 @@ def _root(
 ) -> None: ...
 
 
-for verb in (compress, inspect, verify, apply, heal, codecs, demo, push, pull, export_lora):
+for verb in (compress, inspect, verify, apply, heal, generate, kernels, codecs, demo, push, pull, export_lora):
     app.command()(verb)
+app.add_typer(bench)
 app.command("import")(import_delta)  # a word that Python keeps for itself
 
 
