@@ -1,4 +1,6 @@
 // The products for avx512bf16.
+#include "attention.hpp"
+#include "pointwise.hpp"
 #include "term.hpp"
 
 #if defined(__x86_64__)
@@ -11,7 +13,11 @@ namespace avx512bf16 {
 #include "vector.inc.hpp"
 #include "decode.inc.hpp"
 #include "products.inc.hpp"
+#include "math.inc.hpp"
+#include "attention.inc.hpp"
+#include "pointwise.inc.hpp"
 }  // namespace avx512bf16
-extern const Kernels AVX512BF16 = {"avx512bf16", true, avx512bf16::run, avx512bf16::tabulate, avx512bf16::shrink, avx512bf16::decode, avx512bf16::widen, avx512bf16::narrow};
+extern const Kernels AVX512BF16 = {"avx512bf16", true, avx512bf16::run, avx512bf16::tabulate, avx512bf16::shrink, avx512bf16::decode, avx512bf16::widen, avx512bf16::narrow,
+                              avx512bf16::attend, avx512bf16::norm, avx512bf16::gate, avx512bf16::rotate};
 }  // namespace deltakeeper
 #endif

@@ -77,6 +77,11 @@ struct Product {
   int64_t n_groups = 0;
 };
 
+struct Attention;  // attention.hpp
+struct Norm;       // pointwise.hpp
+struct Gate;
+struct Rotation;
+
 struct Kernels {
   const char* name;
   bool narrow_signs;  // planes are woven, and multiply bfloat16 as it is
@@ -88,6 +93,10 @@ struct Kernels {
   void (*decode)(const Term&, int64_t row, int64_t begin, int64_t end, float* into);
   void (*widen)(const void* from, int dtype, int64_t n, float* into);
   void (*narrow)(const float* from, int64_t n, int dtype, void* into);
+  void (*attend)(const Attention&, int64_t first_span, int64_t last_span);
+  void (*norm)(const Norm&, int64_t first_row, int64_t last_row);
+  void (*gate)(const Gate&, int64_t first_row, int64_t last_row);
+  void (*rotate)(const Rotation&, int64_t first_token, int64_t last_token);
 };
 
 constexpr int64_t TILE = 256;   // most output rows of a tile
