@@ -24,7 +24,7 @@ def kernels() -> list[Extension]:
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
     except ImportError:
-        warnings.warn("torch is not there to build against, so the kernels are left out: use --no-build-isolation")
+        warnings.warn("torch is not there to build against, so the kernels are left out", stacklevel=2)
         return []
     return [
         Extension(

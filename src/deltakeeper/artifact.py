@@ -64,6 +64,7 @@ class DeltaArtifact:
     Attributes:
         path: the folder.
         manifest: what `delta_config.json` says.
+        manifest_sha256: hash of the bytes that were read; the manifest hashes every payload.
         nbytes: bytes of all its files but the tokenizer's and the model card.
     """
 
@@ -74,7 +75,9 @@ class DeltaArtifact:
             raise ArtifactError(f"{path} holds no {MANIFEST_NAME}; give the folder of a delta artifact.")
         if file.stat().st_size > MAX_BYTES:
             raise ArtifactError(f"{file} is larger than {MAX_BYTES} bytes, which no manifest is; get it again.")
-        self.manifest = Manifest.parse(file.read_bytes(), str(file))
+        raw = file.read_bytes()
+        self.manifest = Manifest.parse(raw, str(file))
+        self.manifest_sha256 = hashlib.sha256(raw).hexdigest()
         self._payload = Payload(path)
         self._check_payload()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deltakeeper.codecs import parse_codec
 from deltakeeper.errors import KernelError, LayoutError
-from deltakeeper.kernels import RowGroups, add_rows_, add_terms_, backend, held_terms, hold, linear
+from deltakeeper.kernels import RowGroups, add_rows_, add_terms_, backend, held_terms, hold, linear, linears
 from deltakeeper.layouts import Dense, Layout, Signs
 from deltakeeper.layouts.bits import pack_bits
 
@@ -244,3 +244,15 @@ def test_a_term_must_be_an_addend():
 def test_negative_slots_are_refused():
     with pytest.raises(KernelError, match="negative"):
         RowGroups.of([0, -1])
+
+
+def test_several_weights_at_once():
+    shapes = ((96, 64), (33, 64), (1, 64))
+    held = [[hold(term) for term in encode("bitdelta", *shape, seed)] for seed, shape in enumerate(shapes)]
+    tables = torch.stack([table_of(terms, []) for terms in held])
+    groups = RowGroups.of([0, 1, 1, 2, 1])
+    x = torch.randn(5, 64).bfloat16()
+    weights = [torch.randn(shape).bfloat16() for shape in shapes]
+    together = linears(x, weights, tables, groups)
+    for y, weight, table in zip(together, weights, tables, strict=True):
+        assert torch.equal(y, linear(x, weight, None, table, groups))

@@ -104,6 +104,24 @@ def build_batch(chunks: Many[Chunk], tables: npt.NDArray[np.int32], device: torc
     )
 
 
+def trial_batch(context: int, vocabulary: int) -> Batch:
+    """A request of the base alone in the first blocks of a cache that nobody uses yet; every row is answered."""
+    count = min(context, BLOCK)
+    at = torch.arange(count)
+    return Batch(
+        tokens=(at * 7919 % vocabulary).unsqueeze(0),
+        positions=at.unsqueeze(0),
+        places=at,
+        answered=at,
+        tables=torch.zeros(1, 1, dtype=torch.int32),
+        query_starts=torch.tensor([0, count], dtype=torch.int32),
+        lengths=torch.tensor([count], dtype=torch.int32),
+        slots=[0],
+        counts=[count],
+        answers=[count],
+    )
+
+
 def row_groups(slots: Many[int], counts: Many[int]) -> RowGroups:
     """Runs of rows of one slot, from the slot and the number of rows of each chunk (none may be skipped over)."""
     from deltakeeper.kernels.rows import RowGroups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from deltakeeper.engine.attention import paged_attention, write_cache_
-from deltakeeper.engine.batch import Batch, row_groups
+from deltakeeper.engine.batch import Batch, row_groups, trial_batch
 from deltakeeper.engine.blocks import BLOCK
 from deltakeeper.engine.kv_cache import KVCache, LayerShape
+from deltakeeper.engine.lean import LeanLayer, fits
 from deltakeeper.engine.probe import PROBE, Heads, learn_heads, probe_attention, probe_mask
 from deltakeeper.engine.settings import EngineSettings
-from deltakeeper.errors import EngineError
+from deltakeeper.errors import DeltakeeperError, EngineError
+from deltakeeper.overlay import attach
 
 ATTENTION = "deltakeeper"
 
@@ -92,6 +94,10 @@ class ForwardPass:
         self.context = _context(model.config, settings.max_context)
         self._running = _Pass()
         self._heads: list[Heads] = []
+        self._lean: list[LeanLayer] = []
+        self._own_overlay = overlay is None
+        if overlay is None:  # the base alone takes the same products, for their speed and so that bits do not change
+            self._overlay = attach(model)
         try:
             self._set(PROBE)
             self._heads = learn_heads(model, self.context)
@@ -101,6 +107,7 @@ class ForwardPass:
             for heads, cache in zip(self._heads, self.cache.layers, strict=True):
                 _layers[heads.module] = _Layer(heads, cache, self._running)
             self._set(ATTENTION)
+            self._take_layers()
         except BaseException:
             self.close()
             raise
@@ -122,14 +129,42 @@ class ForwardPass:
 
     def close(self) -> None:
         """Give the model its own attention back; the cache's memory goes with the last reference to this object."""
+        for layer in self._lean:
+            layer.close()
         for heads in self._heads:
             _layers.pop(heads.module, None)
         for config, own in self._configs:
             config._attn_implementation_internal = own
+        if self._own_overlay:
+            self._overlay.detach()
+            self._own_overlay = False
+
+    def _take_layers(self) -> None:
+        """Compute layers of the Llama shape in fewer operators, if a trial shows that the logits stay the same."""
+        layers = [module for module in self._model.modules() if "self_attn" in module._modules]
+        own = [_layers.get(layer._modules["self_attn"]) for layer in layers]
+        if self.device.type != "cpu" or len(layers) != len(self._heads) or None in own or not all(map(fits, layers)):
+            return
+        self._lean = [
+            LeanLayer(layer, place, self._overlay.joint) for layer, place in zip(layers, own, strict=True) if place
+        ]
+        batch = trial_batch(self.context, self._model.get_input_embeddings().weight.shape[0])
+        try:
+            with torch.inference_mode():
+                before = self(batch).float()
+                for layer in self._lean:
+                    layer.open()
+                after = self(batch).float()
+            allowed = 0.02 if before.std() > 0 and self._heads[0].dtype != torch.float32 else 1e-3
+            same = bool((after - before).abs().max() <= allowed * before.abs().max())
+        except (DeltakeeperError, RuntimeError, TypeError):
+            same = False
+        if not same:
+            for layer in self._lean:
+                layer.close()
+            self._lean = []
 
     def _rows(self, batch: Batch) -> AbstractContextManager[Any]:
-        if self._overlay is None or batch.base_only:
-            return nullcontext()
         groups = row_groups(batch.slots, batch.counts)
         head = row_groups(batch.slots, batch.answers)
         rows: AbstractContextManager[Any] = self._overlay.rows(groups, head=head)

@@ -6,25 +6,18 @@ base and all 0. The graph of a compiled model does not depend on tenants, only t
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from deltakeeper.errors import KernelError
 from deltakeeper.kernels import reference
 from deltakeeper.kernels.library import backend
+from deltakeeper.kernels.registration import Operator, Operators, nothing, refusal
 from deltakeeper.kernels.rows import RowGroups
 
 NEVER = 2**62
 """A number of rows that no group has."""
-
-_SCHEMAS = (
-    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor table, Tensor slots, Tensor starts, int merge_from)"
-    " -> Tensor",
-    "add_terms(Tensor(a!) y, Tensor x, Tensor table, Tensor slots, Tensor starts) -> ()",
-    "add_rows(Tensor(a!) y, Tensor ids, Tensor table, Tensor row_slots) -> ()",
-)
 
 
 def linear(
@@ -53,18 +46,46 @@ def linear(
     Raises:
         KernelError: shapes, dtypes or slots do not fit.
     """
-    ops = _operators()
+    ops = _OPERATORS.ready()
     try:
         if x.dtype == torch.bfloat16 or backend().name == "torch":
-            y: torch.Tensor = ops.linear(
+            y: torch.Tensor = ops[0](
                 x, weight, bias, table, groups.slots, groups.starts, NEVER if merge_from is None else merge_from
             )
             return y
         y = F.linear(x, weight, bias)
-        ops.add_terms(y, x, table, groups.slots, groups.starts)
+        ops[2](y, x, table, groups.slots, groups.starts)
         return y
     except (RuntimeError, IndexError) as error:
-        raise _refusal("linear", error) from error
+        raise refusal("linear", error) from error
+
+
+def linears(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    tables: torch.Tensor,
+    groups: RowGroups,
+    *,
+    merge_from: int | None = None,
+) -> list[torch.Tensor]:
+    """Several `linear` of one `x` at once, such as queries, keys and values: what they share is made once.
+
+    Args:
+        x: bfloat16 `(rows, in)`, contiguous.
+        weights: each `(out, in)`, contiguous, of the same dtype.
+        tables: int64 `(weights, slots, depth)`, contiguous.
+        groups: which rows belong to which slot.
+        merge_from: see `linear`.
+
+    Raises:
+        KernelError: shapes, dtypes or slots do not fit.
+    """
+    most = NEVER if merge_from is None else merge_from
+    try:
+        y: list[torch.Tensor] = _OPERATORS.ready()[1](x, weights, tables, groups.slots, groups.starts, most)
+        return y
+    except (RuntimeError, IndexError) as error:
+        raise refusal("linears", error) from error
 
 
 def add_terms_(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, groups: RowGroups) -> None:
@@ -74,9 +95,9 @@ def add_terms_(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, groups: Ro
         KernelError: shapes, dtypes or slots do not fit.
     """
     try:
-        _operators().add_terms(y, x, table, groups.slots, groups.starts)
+        _OPERATORS.ready()[2](y, x, table, groups.slots, groups.starts)
     except (RuntimeError, IndexError) as error:
-        raise _refusal("add_terms", error) from error
+        raise refusal("add_terms", error) from error
 
 
 def add_rows_(y: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, groups: RowGroups) -> None:
@@ -86,27 +107,9 @@ def add_rows_(y: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, groups: R
         KernelError: shapes, dtypes, slots or ids do not fit.
     """
     try:
-        _operators().add_rows(y, ids, table, groups.row_slots)
+        _OPERATORS.ready()[3](y, ids, table, groups.row_slots)
     except (RuntimeError, IndexError) as error:
-        raise _refusal("add_rows", error) from error
-
-
-@cache
-def _operators() -> torch._ops._OpNamespace:
-    """The operators, defined by the compiled library or here, with what tracing needs to know of them."""
-    if backend().name == "torch":
-        fragment = torch.library.Library("deltakeeper", "FRAGMENT")  # type: ignore[no-untyped-call]
-        for schema, function in zip(_SCHEMAS, (reference.linear, reference.add_terms, reference.add_rows), strict=True):
-            fragment.define(schema)  # type: ignore[no-untyped-call]
-            fragment.impl(schema.split("(")[0], function, "CPU")  # type: ignore[no-untyped-call]
-        _KEPT.append(fragment)
-    torch.library.register_fake("deltakeeper::linear", _linear_shape)
-    for name in ("add_terms", "add_rows"):
-        torch.library.register_fake(f"deltakeeper::{name}", _nothing)
-    return torch.ops.deltakeeper
-
-
-_KEPT: list[torch.library.Library] = []  # a library that is collected takes its operators along
+        raise refusal("add_rows", error) from error
 
 
 def _linear_shape(
@@ -121,9 +124,26 @@ def _linear_shape(
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _nothing(*tensors: torch.Tensor) -> None:
-    """An operator that works in place and gives nothing."""
+def _linears_shapes(x: torch.Tensor, weights: list[torch.Tensor], *rest: object) -> list[torch.Tensor]:
+    return [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
 
 
-def _refusal(name: str, error: Exception) -> KernelError:
-    return KernelError(f"product '{name}' was refused: {str(error).splitlines()[0]}; give tensors that fit each other.")
+_OPERATORS = Operators(
+    Operator(
+        "linear(Tensor x, Tensor weight, Tensor? bias, Tensor table, Tensor slots, Tensor starts, int merge_from)"
+        " -> Tensor",
+        reference.linear,
+        _linear_shape,
+    ),
+    Operator(
+        "linears(Tensor x, Tensor[] weights, Tensor tables, Tensor slots, Tensor starts, int merge_from) -> Tensor[]",
+        reference.linears,
+        _linears_shapes,
+    ),
+    Operator(
+        "add_terms(Tensor(a!) y, Tensor x, Tensor table, Tensor slots, Tensor starts) -> ()",
+        reference.add_terms,
+        nothing,
+    ),
+    Operator("add_rows(Tensor(a!) y, Tensor ids, Tensor table, Tensor row_slots) -> ()", reference.add_rows, nothing),
+)

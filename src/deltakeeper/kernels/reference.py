@@ -39,6 +39,18 @@ def linear(
     return y
 
 
+def linears(
+    x: torch.Tensor,
+    weights: list[torch.Tensor],
+    tables: torch.Tensor,
+    slots: torch.Tensor,
+    starts: torch.Tensor,
+    merge_from: int,
+) -> list[torch.Tensor]:
+    """One `linear` after another."""
+    return [linear(x, w, None, table, slots, starts, merge_from) for w, table in zip(weights, tables, strict=True)]
+
+
 def add_terms(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor) -> None:
     """`y += x Δᵀ` for each row's slot, in place; the delta's product is summed in float32."""
     for rows, terms in _groups(table, slots, starts):

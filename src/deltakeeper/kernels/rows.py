@@ -46,6 +46,11 @@ class RowGroups:
         return len(self.row_slots)
 
     @cached_property
+    def base_slots(self) -> torch.Tensor:
+        """The base's slot for each row, int64 `(rows,)`."""
+        return torch.zeros_like(self.row_slots)
+
+    @cached_property
     def base_only(self) -> bool:
         """Whether no row belongs to a tenant."""
         return not bool(self.slots.any())

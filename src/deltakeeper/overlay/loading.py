@@ -52,8 +52,7 @@ def load_tenant(model: LiveModel, artifact: DeltaArtifact, planes: int | None) -
 
 def version_of(artifact: DeltaArtifact, planes: int | None) -> str:
     """The identity of what is served: of the base, of the manifest (which hashes every payload) and of the planes."""
-    manifest = artifact.manifest
-    text = json.dumps([manifest.base.root, planes, manifest.to_json()], sort_keys=True)
+    text = json.dumps([artifact.manifest.base.root, planes, artifact.manifest_sha256])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

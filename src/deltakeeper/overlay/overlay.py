@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from deltakeeper.kernels.rows import RowGroups
 from deltakeeper.overlay.current import CurrentPass
 from deltakeeper.overlay.discover import find_sites
 from deltakeeper.overlay.head import HeadSite
+from deltakeeper.overlay.joint import JointLinears
 from deltakeeper.overlay.loading import load_tenant
 from deltakeeper.overlay.names import LiveNames
 from deltakeeper.overlay.placing import LiveModel
@@ -60,6 +61,11 @@ class Overlay:
         """Width of the logits: tokens of the base or of the published tenant that has most."""
         heads = [site.columns for site in self._sites.values() if isinstance(site, HeadSite)]
         return max(heads, default=0)
+
+    def joint(self, modules: Sequence[nn.Module]) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+        """The products of several linear modules of one input `(rows, in)`, made together where that can be."""
+        sites = {site.module: site for site in self._sites.values()}
+        return JointLinears([sites.get(module) or module for module in modules], self._tables, self._current)
 
     @property
     def published(self) -> dict[int, TenantDelta]:

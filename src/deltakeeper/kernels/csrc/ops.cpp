@@ -19,16 +19,26 @@ struct Plan {
   bool woven = false;       // whether woven planes are multiplied
 };
 
-Plan plan_groups(const Tensor& table, const Tensor& slots, const Tensor& starts, int64_t rows, int64_t out, int64_t in,
+// The rows of a table of terms, or of one of several tables: int64 (slots, depth).
+struct Table {
+  const int64_t* ids;
+  int64_t capacity, depth;
+  explicit Table(const Tensor& tables, int64_t which = 0) {
+    check_tensor(tables, "the table", ScalarType::Long, {});
+    capacity = tables.size(tables.dim() - 2);
+    depth = tables.size(tables.dim() - 1);
+    ids = static_cast<const int64_t*>(tables.const_data_ptr()) + which * capacity * depth;
+  }
+};
+
+Plan plan_groups(const Table& table, const Tensor& slots, const Tensor& starts, int64_t rows, int64_t out, int64_t in,
                  int64_t merge_from, bool narrow_signs) {
   check_tensor(slots, "the slots", ScalarType::Long, {slots.numel()});
   check_tensor(starts, "the starts", ScalarType::Long, {slots.numel() + 1});
-  STD_TORCH_CHECK(table.dim() == 2, "the table has a row for each slot");
-  check_tensor(table, "the table", ScalarType::Long, {});
-  const int64_t n = slots.numel(), capacity = table.size(0), depth = table.size(1);
+  const int64_t n = slots.numel(), capacity = table.capacity, depth = table.depth;
   const int64_t* slot = static_cast<const int64_t*>(slots.const_data_ptr());
   const int64_t* start = static_cast<const int64_t*>(starts.const_data_ptr());
-  const int64_t* ids = static_cast<const int64_t*>(table.const_data_ptr());
+  const int64_t* ids = table.ids;
   STD_TORCH_CHECK(start[0] == 0 && start[n] == rows, "the groups cover ", start[n], " rows and there are ", rows);
   Plan plan;
   plan.groups.resize((size_t)n);
@@ -68,108 +78,183 @@ Plan plan_groups(const Tensor& table, const Tensor& slots, const Tensor& starts,
   return plan;
 }
 
-// Rows of x with a stride of a multiple of 32 entries and zeros at the end; x itself where it has that already.
-template <typename T>
-const T* pad_rows(const T* x, int64_t rows, int64_t in, int64_t stride, std::vector<T>& room) {
-  if (in == stride) return x;
-  room.assign((size_t)(rows * stride), T(0));
-  for (int64_t m = 0; m < rows; m++) std::memcpy(room.data() + m * stride, x + m * in, (size_t)in * sizeof(T));
-  return room.data();
+// Memory of the calling thread that lasts from call to call: fresh pages for every product would cost as much as a small one.
+template <int WHICH>
+char* scratch(size_t bytes) {
+  thread_local std::unique_ptr<char[]> memory;
+  thread_local size_t room = 0;
+  if (bytes + 64 > room) {
+    memory.reset(new char[bytes + 64]);
+    room = bytes + 64;
+  }
+  return memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64);
 }
 
-void run_product(Plan& plan, Product& p, const void* x, int x_dtype, const Kernels& k) {
-  std::vector<float> wide;
-  std::vector<uint16_t> narrow;
-  p.stride = (p.in + 31) / 32 * 32;
+// What products of one x share: its rows padded, in float32, in woven order, and their tables.
+struct Inputs {
+  int64_t rows = 0, in = 0, stride = 0;
+  const uint16_t* x = nullptr;
+  const float* wide = nullptr;
+  const uint16_t* woven = nullptr;
+  Tables* tables = nullptr;
+};
+
+Inputs prepare_inputs(const Tensor& tensor, int dtype, bool need_wide, bool need_woven, const Kernels& k) {
+  Inputs r;
+  r.rows = tensor.size(0);
+  r.in = tensor.size(1);
+  r.stride = (r.in + 31) / 32 * 32;
   // rows a multiple of half a page apart would fall into the same sets of the first cache
-  if (p.rows >= 4 && p.stride % 1024 == 0) p.stride += 32;
-  if (x_dtype == BF16) p.x = pad_rows(static_cast<const uint16_t*>(x), p.rows, p.in, p.stride, narrow);
-  if (plan.wide) {
-    if (x_dtype == F32) {
-      p.wide = pad_rows(static_cast<const float*>(x), p.rows, p.in, p.stride, wide);
+  if (r.rows >= 4 && r.stride % 1024 == 0) r.stride += 32;
+  const void* x = tensor.const_data_ptr();
+  const size_t entries = (size_t)(r.rows * r.stride), gap = (size_t)(r.stride - r.in);
+  if (dtype == BF16) {
+    r.x = static_cast<const uint16_t*>(x);
+    if (gap) {
+      uint16_t* to = reinterpret_cast<uint16_t*>(scratch<0>(entries * 2));
+      for (int64_t m = 0; m < r.rows; m++) {
+        std::memcpy(to + m * r.stride, r.x + m * r.in, (size_t)r.in * 2);
+        std::memset(to + m * r.stride + r.in, 0, gap * 2);
+      }
+      r.x = to;
+    }
+  }
+  if (need_wide) {
+    if (dtype == F32 && !gap) {
+      r.wide = static_cast<const float*>(x);
     } else {
-      wide.assign((size_t)(p.rows * p.stride), 0.f);
-      for (int64_t m = 0; m < p.rows; m++)
-        k.widen(static_cast<const uint16_t*>(x) + m * p.in, x_dtype, p.in, wide.data() + m * p.stride);
-      p.wide = wide.data();
+      float* to = reinterpret_cast<float*>(scratch<1>(entries * 4));
+      for (int64_t m = 0; m < r.rows; m++) {
+        k.widen(static_cast<const char*>(x) + m * r.in * (dtype == F32 ? 4 : 2), dtype, r.in, to + m * r.stride);
+        std::memset(to + m * r.stride + r.in, 0, gap * 4);
+      }
+      r.wide = to;
     }
   }
-  float* thin = plan.thin.data();
-  for (Group& group : plan.groups) {
-    for (int i = 0; i < group.count; i++) {
-      const Term& t = *group.terms[i];
-      if (t.kind != LOWRANK) continue;
-      const int64_t rows = group.stop - group.start;
-      float* into = thin;
-      thin += t.rank * rows;
-      plan.shrunk[(size_t)(group.terms - plan.terms.data() + i)] = into;
-      const float* from = p.wide + group.start * p.stride;
-      torch::stable::parallel_for(0, t.rank, 8, [&](int64_t a, int64_t b) { k.shrink(t, from, p.stride, rows, into, a, b); });
-    }
+  if (need_woven) {
+    const size_t tables = (size_t)r.rows * sizeof(Tables);
+    char* room = scratch<2>(entries * (2 + SUMS) + tables + 128);
+    uint8_t* sums = reinterpret_cast<uint8_t*>(room);
+    r.woven = reinterpret_cast<uint16_t*>(room + entries * SUMS);
+    r.tables = reinterpret_cast<Tables*>(room + (entries * (2 + SUMS) + 63) / 64 * 64);
+    uint16_t* woven = const_cast<uint16_t*>(r.woven);
+    torch::stable::parallel_for(0, r.rows, 1 + 32768 / r.stride, [&](int64_t a, int64_t b) {
+      for (int64_t m = a; m < b; m++)
+        k.tabulate(r.x + m * r.stride, r.stride, woven + m * r.stride, sums + m * r.stride * SUMS, r.tables + m);
+    });
   }
-  std::vector<Tables> tables;
-  std::vector<uint16_t> woven;
-  std::vector<uint8_t> sums;
-  if (plan.woven) {
-    tables.resize((size_t)p.rows);
-    woven.resize((size_t)(p.rows * p.stride));
-    sums.resize((size_t)(p.rows * p.stride * SUMS));
-    p.tables = tables.data();
-    p.woven = woven.data();
-    for (const Group& group : plan.groups) {
-      if (!group.count || group.merged) continue;
-      torch::stable::parallel_for(group.start, group.stop, 1 + 32768 / p.stride, [&](int64_t a, int64_t b) {
-        for (int64_t m = a; m < b; m++)
-          k.tabulate(p.x + m * p.stride, p.stride, woven.data() + m * p.stride, sums.data() + m * p.stride * SUMS, &tables[(size_t)m]);
-      });
-    }
+  return r;
+}
+
+struct Job {
+  Plan plan;
+  Product product;
+};
+
+// Products of one x with several weights: tiles of all of them run side by side.
+void run_products(std::vector<Job>& jobs, const Tensor& x, int dtype, const Kernels& k) {
+  bool wide = false, woven = false;
+  for (const Job& job : jobs) {
+    wide |= job.plan.wide;
+    woven |= job.plan.woven;
   }
-  p.groups = plan.groups.data();
-  p.n_groups = (int64_t)plan.groups.size();
-  // of many rows the tables, not the weight, are what must be read again for each tile
-  p.tile = plan.woven && p.rows >= 64 ? TILE : p.out >= 2048 ? 64 : 32;
-  const int64_t tiles = (p.out + p.tile - 1) / p.tile;
-  // a thread is worth its start from about a hundred thousand multiplications
-  const int64_t grain = 1 + 100000 / (p.tile * p.in * (p.rows ? p.rows : 1));
-  torch::stable::parallel_for(0, tiles, grain, [&](int64_t a, int64_t b) { k.run(p, a, b); });
+  const Inputs inputs = prepare_inputs(x, dtype, wide, woven, k);
+  int64_t work = 0;
+  std::vector<int64_t> first = {0};
+  for (Job& job : jobs) {
+    Plan& plan = job.plan;
+    Product& p = job.product;
+    p.rows = inputs.rows;
+    p.in = inputs.in;
+    p.stride = inputs.stride;
+    p.x = inputs.x;
+    p.wide = inputs.wide;
+    p.woven = inputs.woven;
+    p.tables = inputs.tables;
+    float* thin = plan.thin.data();
+    for (Group& group : plan.groups) {
+      for (int i = 0; i < group.count; i++) {
+        const Term& t = *group.terms[i];
+        if (t.kind != LOWRANK) continue;
+        const int64_t rows = group.stop - group.start;
+        float* into = thin;
+        thin += t.rank * rows;
+        plan.shrunk[(size_t)(group.terms - plan.terms.data() + i)] = into;
+        const float* from = p.wide + group.start * p.stride;
+        torch::stable::parallel_for(0, t.rank, 8, [&](int64_t a, int64_t b) { k.shrink(t, from, p.stride, rows, into, a, b); });
+      }
+    }
+    p.groups = plan.groups.data();
+    p.n_groups = (int64_t)plan.groups.size();
+    // of many rows the tables, not the weight, are what must be read again for each tile
+    p.tile = plan.woven && p.rows >= 64 ? TILE : p.out >= 2048 ? 64 : 32;
+    first.push_back(first.back() + (p.out + p.tile - 1) / p.tile);
+    work += p.out * p.in * p.rows;
+  }
+  // a thread is worth its start from about two hundred thousand multiplications
+  const int64_t tiles = first.back();
+  const int64_t grain = work < 400000 ? tiles : 1;
+  torch::stable::parallel_for(0, tiles, grain, [&](int64_t a, int64_t b) {
+    for (size_t j = 0; j < jobs.size(); j++) {
+      const int64_t from = a > first[j] ? a : first[j], to = b < first[j + 1] ? b : first[j + 1];
+      if (from < to) k.run(jobs[j].product, from - first[j], to - first[j]);
+    }
+  });
+}
+
+// The job of one weight; its outputs are made here.
+Job plan_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Table& table,
+                const Tensor& slots, const Tensor& starts, int64_t merge_from, const Kernels& k, std::vector<Tensor>& outputs) {
+  STD_TORCH_CHECK(weight.dim() == 2, "the weight is a matrix");
+  check_tensor(weight, "the weight", ScalarType::BFloat16, {weight.size(0), x.size(1)});
+  if (bias) check_tensor(*bias, "the bias", ScalarType::BFloat16, {weight.size(0)});
+  Job job;
+  job.product.out = weight.size(0);
+  job.plan = plan_groups(table, slots, starts, x.size(0), weight.size(0), x.size(1), merge_from, k.narrow_signs);
+  outputs.push_back(torch::stable::new_empty(x, {x.size(0), weight.size(0)}));
+  job.product.weight = static_cast<const uint16_t*>(weight.const_data_ptr());
+  job.product.bias = bias ? bias->const_data_ptr() : nullptr;
+  job.product.y = outputs.back().mutable_data_ptr();
+  job.product.y_dtype = BF16;
+  return job;
 }
 
 Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor table, Tensor slots, Tensor starts, int64_t merge_from) {
-  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "x and the weight are matrices");
+  STD_TORCH_CHECK(x.dim() == 2 && table.dim() == 2, "x and the table are matrices");
   check_tensor(x, "x", ScalarType::BFloat16, {});
-  check_tensor(weight, "the weight", ScalarType::BFloat16, {weight.size(0), x.size(1)});
-  if (bias) check_tensor(*bias, "the bias", ScalarType::BFloat16, {weight.size(0)});
   const Kernels& k = kernels();
-  const bool narrow = k.narrow_signs;
-  Product p;
-  p.rows = x.size(0);
-  p.in = x.size(1);
-  p.out = weight.size(0);
-  Plan plan = plan_groups(table, slots, starts, p.rows, p.out, p.in, merge_from, narrow);
-  Tensor y = torch::stable::new_empty(x, {p.rows, p.out});
-  p.weight = static_cast<const uint16_t*>(weight.const_data_ptr());
-  p.bias = bias ? bias->const_data_ptr() : nullptr;
-  p.y = y.mutable_data_ptr();
-  p.y_dtype = BF16;
-  if (p.rows) run_product(plan, p, x.const_data_ptr(), BF16, k);
+  std::vector<Tensor> y;
+  std::vector<Job> jobs;
+  jobs.push_back(plan_linear(x, weight, bias, Table(table), slots, starts, merge_from, k, y));
+  if (x.size(0)) run_products(jobs, x, BF16, k);
+  return y[0];
+}
+
+std::vector<Tensor> linears(Tensor x, std::vector<Tensor> weights, Tensor tables, Tensor slots, Tensor starts, int64_t merge_from) {
+  STD_TORCH_CHECK(x.dim() == 2 && tables.dim() == 3 && tables.size(0) == (int64_t)weights.size(), "x is a matrix, and there is a table for each weight");
+  check_tensor(x, "x", ScalarType::BFloat16, {});
+  const Kernels& k = kernels();
+  std::vector<Tensor> y;
+  std::vector<Job> jobs;
+  for (size_t i = 0; i < weights.size(); i++)
+    jobs.push_back(plan_linear(x, weights[i], std::nullopt, Table(tables, (int64_t)i), slots, starts, merge_from, k, y));
+  if (x.size(0)) run_products(jobs, x, BF16, k);
   return y;
 }
 
 void add_terms(Tensor y, Tensor x, Tensor table, Tensor slots, Tensor starts) {
-  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(0) == y.size(0), "x and y are matrices of as many rows");
+  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(0) == y.size(0) && table.dim() == 2, "x and y are matrices of as many rows, and the table is one");
   check_tensor(x, "x", x.scalar_type(), {});
   check_tensor(y, "y", y.scalar_type(), {});
   const Kernels& k = kernels();
-  const int x_dtype = dtype_code(x);
-  Product p;
-  p.rows = x.size(0);
-  p.in = x.size(1);
+  const int dtype = dtype_code(x);
+  std::vector<Job> jobs(1);
+  Product& p = jobs[0].product;
   p.out = y.size(1);
   p.y_dtype = dtype_code(y);
-  const bool narrow = k.narrow_signs && x_dtype == BF16;
-  Plan plan = plan_groups(table, slots, starts, p.rows, p.out, p.in, INT64_MAX, narrow);
+  jobs[0].plan = plan_groups(Table(table), slots, starts, x.size(0), p.out, x.size(1), INT64_MAX, k.narrow_signs && dtype == BF16);
   p.y = y.mutable_data_ptr();
-  if (p.rows && !plan.terms.empty()) run_product(plan, p, x.const_data_ptr(), x_dtype, k);
+  if (x.size(0) && !jobs[0].plan.terms.empty()) run_products(jobs, x, dtype, k);
 }
 
 void add_rows(Tensor y, Tensor ids, Tensor table, Tensor row_slots) {
@@ -228,12 +313,14 @@ void add_rows(Tensor y, Tensor ids, Tensor table, Tensor row_slots) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(deltakeeper, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor table, Tensor slots, Tensor starts, int merge_from) -> Tensor");
+  m.def("linears(Tensor x, Tensor[] weights, Tensor tables, Tensor slots, Tensor starts, int merge_from) -> Tensor[]");
   m.def("add_terms(Tensor(a!) y, Tensor x, Tensor table, Tensor slots, Tensor starts) -> ()");
   m.def("add_rows(Tensor(a!) y, Tensor ids, Tensor table, Tensor row_slots) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deltakeeper, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linears", TORCH_BOX(&linears));
   m.impl("add_terms", TORCH_BOX(&add_terms));
   m.impl("add_rows", TORCH_BOX(&add_rows));
 }

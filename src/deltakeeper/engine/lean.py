@@ -1,0 +1,120 @@
+"""Decoder layers of the Llama shape in a dozen operators each: a token of one request is otherwise mostly Python.
+
+A layer is taken over only if its parts are those of that shape and a trial shows that it gives what the layer gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from deltakeeper.kernels.attention import paged_attention, write_cache_
+from deltakeeper.kernels.pointwise import rotate, silu_mul
+
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+Joint = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+
+class Place(Protocol):
+    """Where a layer finds its cache and the batch of the running pass."""
+
+    cache_k: torch.Tensor
+    cache_v: torch.Tensor
+    scale: float
+    window: int
+    softcap: float
+    running: Any
+
+
+class LeanLayer:
+    """One decoder layer; `open` puts it in the place of the layer's own `forward`, `close` takes it away."""
+
+    def __init__(self, layer: Any, place: Place, joint: Callable[[Sequence[nn.Module]], Joint]) -> None:
+        """Make the lean form of a layer that `fits`.
+
+        Args:
+            layer: the decoder layer.
+            place: its cache.
+            joint: gives the products of several linear modules of one input.
+        """
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        self.layer, self.place = layer, place
+        self.dim: int = attention.head_dim
+        self.norm_before: Any = layer.input_layernorm.forward
+        self.norm_between: Any = layer.post_attention_layernorm.forward
+        self.queries_keys_values = joint([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.head_norms = [attention.q_norm, attention.k_norm] if "q_norm" in attention._modules else None
+        self.gate_up = joint([mlp.gate_proj, mlp.up_proj])
+        self.out: Any = attention.o_proj.forward
+        self.down: Any = mlp.down_proj.forward
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **settings: Any
+    ) -> torch.Tensor:
+        """The layer's pass, `(1, tokens, width)`."""
+        place, dim = self.place, self.dim
+        batch = place.running.batch
+        if batch is None:  # somebody else calls the model: the attention function tells them
+            own: torch.Tensor = type(self.layer).forward(
+                self.layer, hidden_states, position_embeddings=position_embeddings, **settings
+            )
+            return own
+        x: torch.Tensor = hidden_states[0]
+        tokens = x.shape[0]
+        cos, sin = position_embeddings
+        q, k, v = self.queries_keys_values(self.norm_before(x))
+        q, k, v = q.view(tokens, -1, dim), k.view(tokens, -1, dim), v.view(tokens, -1, dim)
+        if self.head_norms is not None:
+            q, k = self.head_norms[0].forward(q), self.head_norms[1].forward(k)
+        q, k = rotate(q, k, cos[0], sin[0])
+        write_cache_(place.cache_k, place.cache_v, k, v, batch.places)
+        seen = paged_attention(
+            q,
+            place.cache_k,
+            place.cache_v,
+            batch.tables,
+            batch.query_starts,
+            batch.lengths,
+            scale=place.scale,
+            window=place.window,
+            softcap=place.softcap,
+        )
+        x = x + self.out(seen.view(tokens, -1))
+        gate, up = self.gate_up(self.norm_between(x))
+        x = x + self.down(silu_mul(gate, up))
+        result: torch.Tensor = x.unsqueeze(0)
+        return result
+
+    def open(self) -> None:
+        """Let the layer's calls run through this object."""
+        self.layer.__dict__["forward"] = self.forward
+
+    def close(self) -> None:
+        """Give the layer its own `forward` back."""
+        self.layer.__dict__.pop("forward", None)
+
+
+def fits(layer: nn.Module) -> bool:
+    """Whether a decoder layer has the parts of the Llama shape and nothing else, no hooks and no own `forward`."""
+    attention, mlp = layer._modules.get("self_attn"), layer._modules.get("mlp")
+    if attention is None or mlp is None or set(layer._modules) != _LAYER or set(mlp._modules) != _MLP:
+        return False
+    parts = set(attention._modules)
+    if parts not in (_ATTENTION, _ATTENTION | _HEAD_NORMS) or not isinstance(getattr(attention, "head_dim", None), int):
+        return False
+    hooked = any(
+        module._forward_hooks or module._forward_pre_hooks
+        for name, module in layer.named_modules()
+        if name  # hooks of the layer itself still run
+    )
+    own = any("forward" in module.__dict__ for module in (layer, attention, mlp))
+    acts = mlp._modules["act_fn"]
+    return not hooked and not own and type(acts).__name__ in ("SiLU", "SiLUActivation")
