@@ -20,6 +20,7 @@ static inline void put_sums(const V* sum, bool add, float* to) {
   for (int n = 0; n < N; n++) to[n] = add ? to[n] + found[n] : found[n];
 }
 
+constexpr int64_t READ_AHEAD = 2048;  // bytes
 constexpr int64_t DEEP = 2048;  // columns whose products are summed before they are added up: 64 rows of x stay in the second cache
 
 // acc[m * TILE + n] += w[n] · x[m] over columns `from` to `to` of bfloat16 (set, at column 0); x is zero from `in` to its stride.
@@ -66,6 +67,40 @@ static inline void dot_block(const uint16_t* w, int64_t ldw, const uint16_t* x, 
 }
 
 #if defined(ISA_BF16)
+// One row of x with four rows of the weight, one after another: what it waits for is memory, which is fastest in order. The
+// sums are those of `dot_block`, each stretch of columns apart.
+constexpr int64_t STRETCHES = 16;
+
+static inline void dot_one(const uint16_t* w, int64_t ldw, const uint16_t* x, int64_t begin, int64_t in, float* acc) {
+  V sum[STRETCHES][4];
+  for (int n = 0; n < 4; n++) {
+    const uint16_t* row = w + n * ldw;
+    for (int64_t from = begin, stretch = 0; from < in; from += DEEP, stretch++) {
+      const int64_t to = from + DEEP < in ? from + DEEP : in;
+      V own = v_zero();
+      int64_t i = from;
+      for (; i + 32 <= to; i += 32) {
+        _mm_prefetch((const char*)(row + i) + READ_AHEAD, _MM_HINT_T0);
+        own = _mm512_dpbf16_ps(own, (__m512bh)_mm512_loadu_si512(row + i), (__m512bh)_mm512_loadu_si512(x + i));
+      }
+      if (i < to) {
+        const __mmask32 tail = (__mmask32)((1u << (to - i)) - 1);
+        own = _mm512_dpbf16_ps(own, (__m512bh)_mm512_maskz_loadu_epi16(tail, row + i), (__m512bh)_mm512_loadu_si512(x + i));
+      }
+      sum[stretch][n] = own;
+    }
+  }
+  for (int64_t from = begin, stretch = 0; from < in; from += DEEP, stretch++) put_sums<4>(sum[stretch], from > 0, acc);
+}
+#else
+constexpr int64_t STRETCHES = 1;
+
+static inline void dot_one(const uint16_t* w, int64_t ldw, const uint16_t* x, int64_t begin, int64_t in, float* acc) {
+  dot_block<4, 1>(w, ldw, x, 0, begin, in, acc);
+}
+#endif
+
+#if defined(ISA_BF16)
 constexpr int MANY = 6;
 #else
 constexpr int MANY = 2;
@@ -82,11 +117,14 @@ static void dot_rows(const uint16_t* w, int64_t ldw, const uint16_t* x, int64_t 
 
 static void dot_tile(const uint16_t* w, int64_t ldw, int64_t height, const uint16_t* x, int64_t ldx, int64_t rows,
                      int64_t in, float* acc) {
+  int64_t first = 0;
+  if (rows == 1)
+    for (; first + 4 <= height; first += 4)
+      for (int64_t from = 0; from < in; from += STRETCHES * DEEP)
+        dot_one(w + first * ldw, ldw, x, from, from + STRETCHES * DEEP < in ? from + STRETCHES * DEEP : in, acc + first);
   for (int64_t from = 0; from < in; from += DEEP) {
     const int64_t to = from + DEEP < in ? from + DEEP : in;
-    int64_t n = 0;
-    if (rows == 1)
-      for (; n + 8 <= height; n += 8) dot_block<8, 1>(w + n * ldw, ldw, x, ldx, from, to, acc + n);
+    int64_t n = first;
     for (; n + 4 <= height; n += 4) dot_rows<4>(w + n * ldw, ldw, x, ldx, rows, from, to, acc + n);
     for (; n < height; n++) dot_rows<1>(w + n * ldw, ldw, x, ldx, rows, from, to, acc + n);
   }
