@@ -11,7 +11,7 @@ has, so that a launch can be captured in a CUDA graph; programs without work ret
 
 These kernels have never run on a GPU and nothing here has been timed: block sizes are reasoned, not tuned. They are
 tested for correctness with Triton's interpreter (`TRITON_INTERPRET=1`, float16 and float32; its bfloat16 products are
-wrong, so they are refused there) and compiled, not run, for two NVIDIA architectures. Importing this package does not
+wrong, so they are refused there) and compiled, not run, for compute capability 9.0. Importing this package does not
 import Triton; `available` says whether the kernels can be used.
 """
 
