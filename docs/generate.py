@@ -1,4 +1,4 @@
-"""Write the parts of the docs that come from code or results: codec table, command line reference, README's table.
+"""Write the parts of the docs that come from code or results: codecs, command line, measurements, README's table.
 
 `make docs` runs it; a test holds the committed files to what it would write.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ.setdefault("COLUMNS", "100")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measured import results_page
+from measured import results_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "demo.json"
@@ -88,7 +88,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "codecs.md": codecs_page(),
         ROOT / "docs" / "cli.md": command_page(),
-        ROOT / "docs" / "results.md": results_page(),
+        **{ROOT / "docs" / name: text for name, text in results_pages().items()},
         readme: with_results(readme.read_text(encoding="utf-8")),
     }
 
