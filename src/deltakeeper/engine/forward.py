@@ -145,9 +145,7 @@ class ForwardPass:
         own = [_layers.get(layer._modules["self_attn"]) for layer in layers]
         if self.device.type != "cpu" or len(layers) != len(self._heads) or None in own or not all(map(fits, layers)):
             return
-        self._lean = [
-            LeanLayer(layer, place, self._overlay.joint) for layer, place in zip(layers, own, strict=True) if place
-        ]
+        self._lean = [LeanLayer(layer, place, self._overlay) for layer, place in zip(layers, own, strict=True) if place]
         batch = trial_batch(self.context, self._model.get_input_embeddings().weight.shape[0])
         try:
             with torch.inference_mode():

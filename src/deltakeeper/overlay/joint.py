@@ -38,17 +38,23 @@ class JointLinears:
         self.weights = weights
         self.lanes = slice(lanes[0], lanes[0] + len(lanes)) if self.plain else slice(0)
         self._numbers: torch.Tensor | None = None
-        self._own: Any = None
+        self._own: torch.Tensor | None = None
 
-    def __call__(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        """`(rows, in)` to one `(rows, out)` for each module."""
-        current = self.current
-        groups = current.groups
-        if not self.plain or groups is None or any(site.matrices or site.biases for site in self.sites):
-            return [part.forward(x) for part in self.parts]
+    def terms(self) -> torch.Tensor | None:
+        """Tables of the modules for the pass under way, int64 `(modules, slots, depth)`; None if that is not all."""
+        if not self.plain or self.current.groups is None or any(site.matrices or site.biases for site in self.sites):
+            return None
         if self._numbers is not self.tables.numbers:  # they have grown
             self._numbers = self.tables.numbers
             self._own = self._numbers[self.lanes]
+        return self._own
+
+    def __call__(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        """`(rows, in)` to one `(rows, out)` for each module."""
+        current, terms = self.current, self.terms()
+        groups = current.groups
+        if terms is None or groups is None:
+            return [part.forward(x) for part in self.parts]
         if x.shape[0] != current.rows:
             raise self.sites[0].misfit(x.shape[0])
-        return linears(x, self.weights, self._own, groups, merge_from=current.merge_from)
+        return linears(x, self.weights, terms, groups, merge_from=current.merge_from)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deltakeeper.kernels.pointwise import rms_norm
+from deltakeeper.kernels.rows import RowGroups
 from deltakeeper.overlay.current import CurrentPass
 from deltakeeper.overlay.site import Part, Place, Site, Stack
 from deltakeeper.overlay.sliced import SlicedSite
@@ -94,6 +95,12 @@ class RmsNormSite(NormSite):
         self.epsilon = epsilon
         self.sizes = tuple(self.parameters["weight"].shape)
 
+    def rows(self, groups: RowGroups) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights `(known, width)` and which of them each row takes, int64 `(rows,)`."""
+        if self.stacks:
+            return self.stacks["weight"].vectors, groups.row_slots
+        return self.parameters["weight"].unsqueeze(0), groups.base_slots
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """See `NormSite.forward`."""
         groups = self.current.groups
@@ -101,8 +108,7 @@ class RmsNormSite(NormSite):
         if groups is None or args or kwargs or x.dtype != weight.dtype:
             return super().forward(x, *args, **kwargs)
         stacks = self.stacks
-        known = weight.unsqueeze(0) if not stacks else stacks["weight"].vectors
-        rows = groups.row_slots if stacks else groups.base_slots
+        known, rows = self.rows(groups)
         count, width = self.current.rows, x.shape[-1]
         if x.is_contiguous() and x.numel() == count * width and x.device.type == "cpu":
             return rms_norm(x.view(count, width), known, rows, self.epsilon).view(x.shape)

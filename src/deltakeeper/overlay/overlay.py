@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from deltakeeper.overlay.head import HeadSite
 from deltakeeper.overlay.joint import JointLinears
 from deltakeeper.overlay.loading import load_tenant
 from deltakeeper.overlay.names import LiveNames
+from deltakeeper.overlay.norms import RmsNormSite
 from deltakeeper.overlay.placing import LiveModel
 from deltakeeper.overlay.site import Site
 from deltakeeper.overlay.tables import Tables
@@ -62,10 +63,20 @@ class Overlay:
         heads = [site.columns for site in self._sites.values() if isinstance(site, HeadSite)]
         return max(heads, default=0)
 
-    def joint(self, modules: Sequence[nn.Module]) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+    def joint(self, modules: Sequence[nn.Module]) -> JointLinears:
         """The products of several linear modules of one input `(rows, in)`, made together where that can be."""
         sites = {site.module: site for site in self._sites.values()}
         return JointLinears([sites.get(module) or module for module in modules], self._tables, self._current)
+
+    def norm(self, module: nn.Module) -> RmsNormSite | None:
+        """How the norm of a module is computed, where it is one of `x / rms(x) * weight`."""
+        site = next((site for site in self._sites.values() if site.module is module), None)
+        return site if isinstance(site, RmsNormSite) else None
+
+    @property
+    def pass_under_way(self) -> CurrentPass:
+        """Rows of the pass under way; one object for the overlay's life."""
+        return self._current
 
     @property
     def published(self) -> dict[int, TenantDelta]:

@@ -4,7 +4,7 @@
 
 #include "attention.hpp"
 #include "pointwise.hpp"
-#include "registry.hpp"
+#include "operators.hpp"
 
 namespace deltakeeper {
 namespace {
@@ -28,6 +28,8 @@ void check_cache(const Tensor& k, const Tensor& v, int64_t dim, ScalarType dtype
   check_tensor(k, "the cache of keys", dtype, shape);
   check_tensor(v, "the cache of values", dtype, shape);
 }
+
+}  // namespace
 
 void write_cache(Tensor cache_k, Tensor cache_v, Tensor k, Tensor v, Tensor places) {
   const int64_t row = dense_dtype("k and v", 3, {&k, &v}) == F32 ? 4 * k.size(2) : 2 * k.size(2);
@@ -129,8 +131,12 @@ Tensor paged_attention(Tensor q, Tensor cache_k, Tensor cache_v, Tensor tables, 
   return out;
 }
 
+namespace {
+
 // Entries from which a pass over rows is worth a thread.
 int64_t row_grain(int64_t width) { return 1 + 32768 / (width > 0 ? width : 1); }
+
+}  // namespace
 
 Tensor rms_norm(Tensor x, Tensor weight, Tensor row_slots, double eps, double offset, bool round_first) {
   Norm p;
@@ -155,7 +161,7 @@ Tensor rms_norm(Tensor x, Tensor weight, Tensor row_slots, double eps, double of
   return out;
 }
 
-Tensor gated(const Tensor& gate, const Tensor& up, int activation) {
+static Tensor gated(const Tensor& gate, const Tensor& up, int activation) {
   Gate p;
   p.dtype = dense_dtype("gate and up", 2, {&gate, &up});
   p.activation = activation;
@@ -174,7 +180,7 @@ Tensor gated(const Tensor& gate, const Tensor& up, int activation) {
 }
 
 Tensor silu_mul(Tensor gate, Tensor up) { return gated(gate, up, SILU); }
-Tensor gelu_tanh_mul(Tensor gate, Tensor up) { return gated(gate, up, GELU_TANH); }
+static Tensor gelu_tanh_mul(Tensor gate, Tensor up) { return gated(gate, up, GELU_TANH); }
 
 std::tuple<Tensor, Tensor> rotate(Tensor q, Tensor k, Tensor cos, Tensor sin) {
   Rotation p;
@@ -204,8 +210,6 @@ std::tuple<Tensor, Tensor> rotate(Tensor q, Tensor k, Tensor cos, Tensor sin) {
   Tensor turned_q = turn(q);
   return {turned_q, turn(k)};
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(deltakeeper, m) {
   m.def("write_cache_(Tensor(a!) cache_k, Tensor(b!) cache_v, Tensor k, Tensor v, Tensor places) -> ()");

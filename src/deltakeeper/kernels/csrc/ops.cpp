@@ -1,7 +1,7 @@
 // The products as torch operators: everything is checked before memory is touched, then tiles of outputs run in parallel.
 #include <cstring>
 
-#include "registry.hpp"
+#include "operators.hpp"
 
 namespace deltakeeper {
 namespace {
@@ -230,16 +230,26 @@ Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor table,
   return y[0];
 }
 
-std::vector<Tensor> linears(Tensor x, std::vector<Tensor> weights, Tensor tables, Tensor slots, Tensor starts, int64_t merge_from) {
-  STD_TORCH_CHECK(x.dim() == 2 && tables.dim() == 3 && tables.size(0) == (int64_t)weights.size(), "x is a matrix, and there is a table for each weight");
+}  // namespace
+
+std::vector<Tensor> products(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& tables, int64_t first,
+                             const Tensor& slots, const Tensor& starts, int64_t merge_from) {
+  STD_TORCH_CHECK(x.dim() == 2 && tables.dim() == 3 && first >= 0 && tables.size(0) >= first + (int64_t)weights.size(),
+                  "x is a matrix, and there is a table for each weight");
   check_tensor(x, "x", ScalarType::BFloat16, {});
   const Kernels& k = kernels();
   std::vector<Tensor> y;
   std::vector<Job> jobs;
   for (size_t i = 0; i < weights.size(); i++)
-    jobs.push_back(plan_linear(x, weights[i], std::nullopt, Table(tables, (int64_t)i), slots, starts, merge_from, k, y));
+    jobs.push_back(plan_linear(x, weights[i], std::nullopt, Table(tables, first + (int64_t)i), slots, starts, merge_from, k, y));
   if (x.size(0)) run_products(jobs, x, BF16, k);
   return y;
+}
+
+namespace {
+
+std::vector<Tensor> linears(Tensor x, std::vector<Tensor> weights, Tensor tables, Tensor slots, Tensor starts, int64_t merge_from) {
+  return products(x, weights, tables, 0, slots, starts, merge_from);
 }
 
 void add_terms(Tensor y, Tensor x, Tensor table, Tensor slots, Tensor starts) {
