@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import deltakeeper
-from deltakeeper import cli
+from deltakeeper import cli, compress
+from deltakeeper.kernels import held_terms
 from deltakeeper.testing import write_pair
+from deltakeeper.testing.models import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,16 +30,29 @@ def test_generated_pages_are_what_make_docs_would_write():
         assert path.read_text(encoding="utf-8") == text, f"run `make docs`: {path.name} is stale"
 
 
-def blocks(language):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def blocks(language, page="README.md"):
+    text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    write_pair("llama", tmp_path)
+    base, _ = write_pair("llama", tmp_path)
+    write_tokenizer(base)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def run_commands(monkeypatch):
+    def run(lines):
+        for line in lines.splitlines():
+            monkeypatch.setattr("sys.argv", shlex.split(line))
+            with pytest.raises(SystemExit) as exit_:
+                cli.main()
+            assert not exit_.value.code, line
+
+    return run
 
 
 def test_the_python_of_the_readme_runs(here, capsys):
@@ -46,14 +62,33 @@ def test_the_python_of_the_readme_runs(here, capsys):
     assert (here / "tuned-again" / "model.safetensors").is_file()
 
 
-def test_the_commands_of_the_readme_run(here, capsys, monkeypatch):
-    [_make, commands] = blocks("sh")
-    for line in commands.splitlines():
-        monkeypatch.setattr("sys.argv", line.split())
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        assert not exit_.value.code, line
+def test_the_commands_of_the_readme_run(here, run_commands):
+    [_make, compress_, serve] = blocks("sh")
+    run_commands(compress_ + serve)
     assert (here / "tuned-again" / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def deltas(here):
+    """What docs/serving.md serves: a tenant, another version of it, and questions."""
+    compress("base", "tuned", "deltas/support", "bitdelta")
+    compress("base", "tuned", "support-2", "bitdelta:bits=2")
+    (here / "questions.jsonl").write_text('{"prompt": "w1 w2", "tenant": "support"}\n{"prompt": "w3"}\n')
+
+
+def test_the_python_of_the_page_on_serving_runs(deltas, capsys):
+    [code] = blocks("python", "docs/serving.md")
+    names = {}
+    exec(compile(code, "serving.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines()[0].endswith(("(length)", "(stop)"))
+    assert names["store"].stats().evictions == {"replaced": 1, "closed": 1}
+    assert held_terms() == 0
+
+
+def test_the_commands_of_the_page_on_serving_run(deltas, run_commands, capsys):
+    [commands] = blocks("sh", "docs/serving.md")
+    run_commands(commands)
+    assert "The tenants are served at" in capsys.readouterr().out
 
 
 def test_public_names_are_exactly_what_is_exported():
