@@ -53,7 +53,8 @@ class TenantStore:
         max_resident: deltas at a time, None for as many as fit.
         backoff_seconds: how long a name is refused after a load that failed; twice as long after each further one.
         backoff_limit: the longest that it is.
-        grace_seconds: how long a new version is kept for the request that it was loaded for to come and pin it.
+        grace_seconds: how long a new version is kept for the request that it was loaded for to come and pin it; with
+            0, more cold tenants than there is room for evict each other before any of them is used.
         clock: monotonic seconds, for the back-off and the grace.
 
     Raises:

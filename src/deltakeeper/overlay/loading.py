@@ -46,13 +46,21 @@ def load_tenant(model: LiveModel, artifact: DeltaArtifact, planes: int | None) -
         numbers=numbers,
         parts=collected.parts(),
         side_folder=artifact.path,
-        side_files=tuple(name for name in SIDE_FILES if (artifact.path / name).is_file()),
+        side_files=_beside(artifact),
     )
 
 
+def _beside(artifact: DeltaArtifact) -> tuple[str, ...]:
+    return tuple(name for name in SIDE_FILES if (artifact.path / name).is_file())
+
+
 def version_of(artifact: DeltaArtifact, planes: int | None) -> str:
-    """The identity of what is served: of the base, of the manifest (which hashes every payload) and of the planes."""
-    text = json.dumps([artifact.manifest.base.root, planes, artifact.manifest_sha256])
+    """The identity of what is served: base, manifest (which hashes every payload), planes, files beside the weights.
+
+    A tenant's end of text or its chat template is part of what it says, so they tell versions apart too.
+    """
+    beside = {name: hashlib.sha256((artifact.path / name).read_bytes()).hexdigest() for name in _beside(artifact)}
+    text = json.dumps([artifact.manifest.base.root, planes, artifact.manifest_sha256, beside])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -160,7 +160,6 @@ void run_products(std::vector<Job>& jobs, const Tensor& x, int dtype, const Kern
   }
   const Inputs inputs = prepare_inputs(x, dtype, wide, woven, k);
   int64_t work = 0;
-  std::vector<int64_t> first = {0};
   for (Job& job : jobs) {
     Plan& plan = job.plan;
     Product& p = job.product;
@@ -186,19 +185,20 @@ void run_products(std::vector<Job>& jobs, const Tensor& x, int dtype, const Kern
     }
     p.groups = plan.groups.data();
     p.n_groups = (int64_t)plan.groups.size();
-    // of many rows the tables, not the weight, are what must be read again for each tile
-    p.tile = plan.woven && p.rows >= 64 ? TILE : p.out >= 2048 ? 64 : 32;
-    first.push_back(first.back() + (p.out + p.tile - 1) / p.tile);
+    // what is read again for each tile has to be little: tables of x are long, and the weight's rows should stay in cache
+    const int64_t fits = (256 << 10) / (2 * (p.in < 2048 ? p.in : 2048)) / 32 * 32;
+    p.tile = plan.woven ? TILE : fits < 32 ? 32 : fits < TILE ? fits : TILE;
     work += p.out * p.in * p.rows;
   }
-  // a thread is worth its start from about two hundred thousand multiplications
-  const int64_t tiles = first.back();
-  const int64_t grain = work < 400000 ? tiles : 1;
-  torch::stable::parallel_for(0, tiles, grain, [&](int64_t a, int64_t b) {
-    for (size_t j = 0; j < jobs.size(); j++) {
-      const int64_t from = a > first[j] ? a : first[j], to = b < first[j + 1] ? b : first[j + 1];
-      if (from < to) k.run(jobs[j].product, from - first[j], to - first[j]);
-    }
+  // a thread is worth its start from about two hundred thousand multiplications; each gets an equal part of every weight
+  const int64_t threads = work < 400000 ? 1 : torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t a, int64_t b) {
+    for (int64_t t = a; t < b; t++)
+      for (const Job& job : jobs) {
+        const int64_t blocks = (job.product.out + 31) / 32;
+        const int64_t from = blocks * t / threads * 32, to = blocks * (t + 1) / threads * 32;
+        if (from < to) k.run(job.product, from, to < job.product.out ? to : job.product.out);
+      }
   });
 }
 

@@ -324,10 +324,11 @@ static void add_lowrank(const Term& t, const float* shrunk, int64_t rows, int64_
 }
 
 // Ask for the beginning of a term's tile while another tenant's is worked on.
-static inline void fetch(const Term& t, int64_t n0) {
+static inline void fetch(const Term& t, int64_t n0, int64_t height) {
   if (t.kind != SIGNS || !t.woven) return;
   const char* from = (const char*)(t.packed[0] + n0 * t.words);
-  for (int64_t at = 0; at < 4096; at += 64) __builtin_prefetch(from + at);
+  const int64_t bytes = height * t.words * 4;
+  for (int64_t at = 0; at < bytes && at < AHEAD; at += 64) __builtin_prefetch(from + at);
 }
 
 static void add_terms(const Group& g, const Product& p, int64_t begin, int64_t end, int64_t n0, int64_t height, float* room,
@@ -389,7 +390,7 @@ static void finish(const Product& p, int64_t row, int64_t n0, int64_t height, fl
   narrow(acc, height, p.y_dtype, to);
 }
 
-static void run(const Product& p, int64_t first_tile, int64_t last_tile) {
+static void run(const Product& p, int64_t begin_row, int64_t end_row) {
   alignas(64) float acc[BLOCK * TILE];
   int64_t widest = p.stride;
   for (int64_t g = 0; g < p.n_groups; g++)
@@ -397,9 +398,8 @@ static void run(const Product& p, int64_t first_tile, int64_t last_tile) {
       if (p.groups[g].terms[i]->rank > widest) widest = p.groups[g].terms[i]->rank;
   float* room = (float*)__builtin_malloc((size_t)(3 * widest + 64) * 4);
   uint16_t* merged = nullptr;
-  for (int64_t tile = first_tile; tile < last_tile; tile++) {
-    const int64_t n0 = tile * p.tile;
-    const int64_t height = p.out - n0 < p.tile ? p.out - n0 : p.tile;
+  for (int64_t n0 = begin_row; n0 < end_row; n0 += p.tile) {
+    const int64_t height = end_row - n0 < p.tile ? end_row - n0 : p.tile;
     for (int64_t g = 0; g < p.n_groups;) {
       const Group& own = p.groups[g];
       const bool merging = own.merged && p.weight;
@@ -428,7 +428,7 @@ static void run(const Product& p, int64_t first_tile, int64_t last_tile) {
             const int64_t from = p.groups[h].start > begin ? p.groups[h].start : begin;
             const int64_t to = p.groups[h].stop < end ? p.groups[h].stop : end;
             if (from >= to) continue;
-            if (h + 1 < last && p.groups[h + 1].count) fetch(*p.groups[h + 1].terms[0], n0);
+            if (h + 1 < last && p.groups[h + 1].count) fetch(*p.groups[h + 1].terms[0], n0, height);
             add_terms(p.groups[h], p, from, to, n0, height, room, acc + (from - begin) * TILE);
           }
         }

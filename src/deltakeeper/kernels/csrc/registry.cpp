@@ -37,10 +37,11 @@ const T* view(Held& held, const Tensor& t) {
 
 using torch::headeronly::ScalarType;
 
+int64_t woven_words(int64_t out, int64_t count) { return (out + WEAVE - 1) / WEAVE * WEAVE * count; }
+
 // The words of 16 rows side by side, nibbles in the order that look-ups want; rows past the last are zeros.
-std::vector<uint32_t> weave(const uint32_t* words, const uint32_t* others, int64_t out, int64_t count) {
-  const int64_t blocks = (out + WEAVE - 1) / WEAVE;
-  std::vector<uint32_t> woven((size_t)(blocks * WEAVE * count), 0);
+std::shared_ptr<uint32_t> weave(const uint32_t* words, const uint32_t* others, int64_t out, int64_t count) {
+  std::shared_ptr<uint32_t> woven = allocate_words((size_t)woven_words(out, count));
   for (int64_t row = 0; row < out; row++)
     for (int64_t i = 0; i < count; i++) {
       const uint32_t w = words[row * count + i] | (others ? ~others[row * count + i] : 0u);
@@ -49,7 +50,7 @@ std::vector<uint32_t> weave(const uint32_t* words, const uint32_t* others, int64
         *half = (*half | *half << 8) & 0x00FF00FFu;
         *half = (*half | *half << 4) & 0x0F0F0F0Fu;
       }
-      woven[(size_t)((row / WEAVE * count + i) * WEAVE + row % WEAVE)] = low | high << 4;
+      woven.get()[(row / WEAVE * count + i) * WEAVE + row % WEAVE] = low | high << 4;
     }
   return woven;
 }
@@ -84,10 +85,11 @@ int64_t hold_signs(std::vector<Tensor> packed, std::vector<Tensor> scales, std::
     held->halved.push_back(std::move(own));
     for (int copy = 0; copy < (mask ? 2 : 1); copy++) {
       held->woven.push_back(weave(words, copy ? mask : nullptr, out, t.words));
+      held->woven_bytes += woven_words(out, t.words) * 4;
       t.scales[t.planes++] = held->halved.back().data();
     }
   }
-  for (size_t p = 0; p < held->woven.size(); p++) t.packed[p] = held->woven[p].data();
+  for (size_t p = 0; p < held->woven.size(); p++) t.packed[p] = held->woven[p].get();
   return keep(held);
 }
 
@@ -185,7 +187,7 @@ int64_t held_bytes(int64_t id) {
   const auto held = find_term(id);
   int64_t bytes = 0;
   for (const Tensor& t : held->owned) bytes += t.numel() * (int64_t)t.element_size();
-  for (const auto& words : held->woven) bytes += (int64_t)(words.size() * sizeof(uint32_t));
+  bytes += held->woven_bytes;
   for (const auto& scales : held->halved) bytes += (int64_t)(scales.size() * sizeof(float));
   for (const auto& part : held->parts)
     for (const Tensor& t : part->owned) bytes += t.numel() * (int64_t)t.element_size();

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "arena.hpp"
 #include "term.hpp"
 
 namespace deltakeeper {
@@ -22,7 +23,8 @@ struct Held {
   Term term;
   std::vector<Tensor> owned;
   std::vector<std::shared_ptr<const Held>> parts;  // packed factors
-  std::vector<std::vector<uint32_t>> woven;
+  std::vector<std::shared_ptr<uint32_t>> woven;
+  int64_t woven_bytes = 0;
   std::vector<std::vector<float>> halved;  // scales of woven planes with zeros, padded
 };
 

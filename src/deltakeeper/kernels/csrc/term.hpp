@@ -68,7 +68,7 @@ struct Product {
   const float* wide = nullptr;      // float32, or null where nothing needs it
   const uint16_t* woven = nullptr;  // bfloat16 in the order of woven words, or null
   const Tables* tables = nullptr;   // of each row, or null
-  int64_t tile = 32;                // output rows of a tile
+  int64_t tile = 32;                // output rows of a tile, a multiple of 32
   const uint16_t* weight = nullptr; // bfloat16 (out, in), or null: terms alone
   const void* bias = nullptr;       // bfloat16 (out), or null
   void* y = nullptr;                // (rows, out): written where there is a weight, else added to
@@ -85,7 +85,7 @@ struct Rotation;
 struct Kernels {
   const char* name;
   bool narrow_signs;  // planes are woven, and multiply bfloat16 as it is
-  void (*run)(const Product&, int64_t first_tile, int64_t last_tile);
+  void (*run)(const Product&, int64_t begin, int64_t end);  // output rows, from a multiple of 32
   // a row of x, bfloat16, zero to its stride: in woven order, and its tables (`sums` has room for stride * SUMS bytes)
   void (*tabulate)(const uint16_t* x, int64_t stride, uint16_t* woven, uint8_t* sums, Tables* tables);
   // rows of a right factor times rows of x: into[m * rank + r]
