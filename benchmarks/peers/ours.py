@@ -23,23 +23,27 @@ def main() -> None:
         from deltakeeper.overlay import attach
     except ImportError as error:
         workload.absent(f"the engine is not there: {error}")
-    folders = [work.peers / "tenants" / work.model.name / f"t{i}" for i in range(work.tenants)]
-    if not all(folder.is_dir() for folder in folders):
-        workload.absent(f"not all of {len(folders)} tenants are in {work.peers / 'tenants'}: run serving_setup.py")
+    made = sorted((work.peers / "tenants" / work.model.name).glob("t*[0-9]"))
+    if work.tenants and not made:
+        workload.absent(f"no tenants are in {work.peers / 'tenants'}: run serving_setup.py")
+    # More tenants than artifacts read the same file, each into memory of its own: the work is that of different ones.
+    folders = {f"t{i}": made[i % len(made)] for i in range(work.tenants)}
     torch.set_num_threads(work.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.bfloat16).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(work.model)
     more: dict[str, Any] = {"rss_before_tenants_mib": workload.memory()["rss_mib"]}
+    if folders:
+        more["artifacts"] = len(set(folders.values()))
     overlay = store = None
     if folders:
         overlay = attach(model)
         store = TenantStore(overlay, byte_budget=BUDGET)
         started = time.perf_counter()
-        for folder in folders:
-            store.register(folder.name, folder)
-            loaded = store.load(folder.name)
+        for name, folder in folders.items():
+            store.register(name, folder)
+            loaded = store.load(name)
             while not loaded.done():
                 store.poll()
                 time.sleep(0.001)
@@ -51,7 +55,7 @@ def main() -> None:
         kv_bytes=_kv_bytes(model, work), max_running=work.batch, prefix_sharing=False, threads=work.threads
     )
     engine = Engine(model, tokenizer, overlay=overlay, store=store, settings=settings)
-    tenants = [folders[i].name for i in work.tenant_of] if folders else [None] * work.batch
+    tenants = [f"t{i}" for i in work.tenant_of] if folders else [None] * work.batch
 
     def run(prompts: workload.Prompts, new: int) -> int:
         asked = [

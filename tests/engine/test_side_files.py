@@ -9,7 +9,6 @@ from end_to_end_cases import engine_of, opened_store, service_of
 from engine_cases import prompts_of
 
 from deltakeeper.engine import Request
-from deltakeeper.testing.models import write_tokenizer
 
 PROMPT = prompts_of(40, seed=8)[0]
 LONG = 24
