@@ -99,7 +99,8 @@ def _errors(weight: torch.Tensor, masks: list[HeldTerm]) -> dict[str, float]:
         add_terms_(delta, x.float(), table, groups)
         rounded = torch.zeros(len(x), SIDE, dtype=torch.float32)
         add_terms_(rounded, x, table, groups)
-        ulp = 2.0 ** (whole.abs().clamp(min=1e-3).log2().floor() - 7)
+        # of the entry, or of a typical one where the sum cancels: what is left of that is anybody's rounding
+        ulp = 2.0 ** (torch.maximum(whole.abs(), whole.square().mean().sqrt()).log2().floor() - 7)
         found[f"{name}: y, bfloat16 ulps, worst"] = float(((y - whole).abs() / ulp).max())
         found[f"{name}: delta term, relative"] = float((rounded.double() - part).norm() / part.norm())
         found[f"{name}: delta term from float32 x, relative"] = float((delta.double() - part).norm() / part.norm())

@@ -109,8 +109,11 @@ static void decode_codes(const Term& t, int64_t row, int64_t begin, int64_t end,
   const uint8_t* bytes = (const uint8_t*)(t.packed[0] + row * t.words);
   const int64_t have = t.words * 4;
   const uint64_t low = ((1ull << t.bits) - 1) * 0x0101010101010101ull;
+  const int64_t group = t.group ? t.group : t.in;
+  const float* steps = t.steps + row * t.groups;
+  const uint8_t* zeros = t.zeros ? t.zeros + row * t.groups : nullptr;
   for (int64_t c = begin; c < end; c += 32) {
-    alignas(64) uint8_t codes[32];
+    uint64_t spread[4];  // eight codes each, a byte a code
     for (int part = 0; part < 4; part++) {
       const int64_t at = (c + part * 8) / 8 * t.bits;
       uint64_t eight = 0;
@@ -119,26 +122,23 @@ static void decode_codes(const Term& t, int64_t row, int64_t begin, int64_t end,
       else if (at < have)
         __builtin_memcpy(&eight, bytes + at, (size_t)(have - at));
 #if defined(ISA_AVX512) || defined(ISA_AVX2)
-      const uint64_t spread = _pdep_u64(eight, low);
+      spread[part] = _pdep_u64(eight, low);
 #else
-      uint64_t spread = 0;
-      for (int i = 0; i < 8; i++) spread |= ((eight >> (i * t.bits)) & (low & 0xFF)) << (8 * i);
+      spread[part] = 0;
+      for (int i = 0; i < 8; i++) spread[part] |= ((eight >> (i * t.bits)) & (low & 0xFF)) << (8 * i);
 #endif
-      __builtin_memcpy(codes + part * 8, &spread, 8);
     }
     float* to = into + (c - begin);
-    const int64_t group = t.group ? t.group : t.in;
-    const float* steps = t.steps + row * t.groups;
-    const uint8_t* zeros = t.zeros ? t.zeros + row * t.groups : nullptr;
     const int64_t g = c / group;
     const int64_t last = (c + 31 < t.in ? c + 31 : t.in - 1) / group;
     if (g == last) {
       const V step = v_set(steps[g]), zero = v_set(-(zeros ? (float)zeros[g] : t.zero)), factor = v_set(t.factor);
-      for (int i = 0; i < 32; i += W) v_store(to + i, v_mul(v_fma(v_codes(codes + i), factor, zero), step));
+      for (int i = 0; i < 32; i += W) v_store(to + i, v_mul(v_fma(v_bytes(spread, i), factor, zero), step));
     } else {
       for (int i = 0; i < 32 && c + i < t.in; i++) {
         const int64_t own = (c + i) / group;
-        to[i] = ((float)codes[i] * t.factor - (zeros ? (float)zeros[own] : t.zero)) * steps[own];
+        const float code = (float)(spread[i / 8] >> (i % 8 * 8) & 0xFF);
+        to[i] = (code * t.factor - (zeros ? (float)zeros[own] : t.zero)) * steps[own];
       }
     }
   }

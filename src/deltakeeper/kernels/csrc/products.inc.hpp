@@ -331,6 +331,28 @@ static inline void fetch(const Term& t, int64_t n0, int64_t height) {
   for (int64_t at = 0; at < bytes && at < AHEAD; at += 64) __builtin_prefetch(from + at);
 }
 
+constexpr int64_t FEW = 8;  // rows of x that a kept entry is multiplied with at a time
+
+// acc[m * TILE + n] += the kept entries of a sparse row times x[m].
+static void add_kept(const Term& t, const Product& p, int64_t row, int64_t rows, int64_t n0, int64_t height, float* room, float* acc) {
+  const int size = t.dtype == F32 ? 4 : t.dtype == CODES ? 1 : 2;
+  for (int64_t n = 0; n < height; n++) {
+    const int64_t first = t.first[n0 + n], count = t.first[n0 + n + 1] - first;
+    widen((const char*)t.values + first * size, t.dtype, count, room);
+    const float gain = t.gain[t.gain_by_row ? n0 + n : 0];
+    float sum[FEW] = {};
+    const float* kept = room;
+    const uint32_t* words = t.mask + (n0 + n) * t.words;
+    for (int64_t i = 0; i < t.words; i++)
+      for (uint32_t rest = words[i]; rest; rest &= rest - 1) {
+        const float value = *kept++ * t.factor - t.zero;
+        const float* x = p.wide + row * p.stride + i * 32 + __builtin_ctz(rest);
+        for (int64_t m = 0; m < rows; m++) sum[m] += value * x[m * p.stride];
+      }
+    for (int64_t m = 0; m < rows; m++) acc[m * TILE + n] += gain * sum[m];
+  }
+}
+
 static void add_terms(const Group& g, const Product& p, int64_t begin, int64_t end, int64_t n0, int64_t height, float* room,
                       float* acc) {
   for (int i = 0; i < g.count; i++) {
@@ -339,6 +361,9 @@ static void add_terms(const Group& g, const Product& p, int64_t begin, int64_t e
       add_lowrank(t, g.shrunk[i] + (begin - g.start) * t.rank, end - begin, n0, height, room, acc);
     } else if (t.kind == SIGNS && t.axis != COLUMN) {
       add_signs(t, p, begin, end - begin, n0, height, acc);
+    } else if (t.kind == SPARSE) {
+      for (int64_t m = begin; m < end; m += FEW)
+        add_kept(t, p, m, end - m < FEW ? end - m : FEW, n0, height, room, acc + (m - begin) * TILE);
     } else {
       for (int64_t n = 0; n < height; n++) {
         decode(t, n0 + n, 0, p.in, room);

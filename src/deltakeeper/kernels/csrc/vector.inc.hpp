@@ -30,6 +30,10 @@ static inline V v_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_s
 static inline V v_codes(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
+// The codes from the i-th on of words of eight bytes; kept in registers, since small stores are slow to load again at once.
+static inline V v_bytes(const uint64_t* words, int i) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x((long long)words[i / 8 + 1], (long long)words[i / 8])));
+}
 static inline V v_signs(uint32_t bits) {  // +1 where a bit is set, else -1; the low 16 bits
   return _mm512_mask_blend_ps((__mmask16)bits, _mm512_set1_ps(-1.f), _mm512_set1_ps(1.f));
 }
@@ -60,6 +64,9 @@ static inline V v_bf16(const uint16_t* p) {
 static inline V v_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 static inline V v_codes(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+static inline V v_bytes(const uint64_t* words, int i) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)words[i / 8])));
 }
 static inline __m256i v_lanes(uint32_t bits) {  // all ones in the lanes whose bit is set
   const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -104,6 +111,7 @@ static inline float widen_f16(uint16_t h) {
 static inline V v_bf16(const uint16_t* p) { return widen_bf16(*p); }
 static inline V v_f16(const uint16_t* p) { return widen_f16(*p); }
 static inline V v_codes(const uint8_t* p) { return (float)*p; }
+static inline V v_bytes(const uint64_t* words, int i) { return (float)(words[i / 8] >> (i % 8 * 8) & 0xFF); }
 static inline V v_signs(uint32_t bits) { return bits & 1 ? 1.f : -1.f; }
 static inline V v_keep(uint32_t bits, V a) { return bits & 1 ? a : 0.f; }
 
