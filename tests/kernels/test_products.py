@@ -34,7 +34,7 @@ CODECS = (
     "delta_come",
     "deltazip",
 )
-SHAPES = ((64, 128), (37, 45), (1, 33), (130, 576))
+SHAPES = ((64, 128), (37, 45), (1, 33), (300, 40), (130, 576))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ROWS = (0, 1, 1, 2, 0, 2, 2, 2, 2, 2, 2, 1)
 

@@ -421,7 +421,8 @@ static void run(const Product& p, int64_t begin_row, int64_t end_row) {
   for (int64_t g = 0; g < p.n_groups; g++)
     for (int i = 0; i < p.groups[g].count; i++)
       if (p.groups[g].terms[i]->rank > widest) widest = p.groups[g].terms[i]->rank;
-  float* room = (float*)__builtin_malloc((size_t)(3 * widest + 64) * 4);
+  // zeros, since rows of x may have a wider stride than an unpacked row fills: what is there is multiplied by zero
+  float* room = (float*)__builtin_calloc((size_t)(3 * widest + TILE + 64), 4);
   uint16_t* merged = nullptr;
   for (int64_t n0 = begin_row; n0 < end_row; n0 += p.tile) {
     const int64_t height = end_row - n0 < p.tile ? end_row - n0 : p.tile;
