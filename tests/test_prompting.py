@@ -124,3 +124,11 @@ def test_files_of_a_tenant_that_cannot_be_read(base, tmp_path, monkeypatch):
     monkeypatch.setattr(prompting, "MOST_TEMPLATE_BYTES", 1)
     with pytest.raises(DataError, match="too large"):
         tokenizers(base, {"a": delta(tmp_path / "a", chat_template__jinja=TEMPLATE)})
+
+
+def test_a_mistyped_key_is_refused(tmp_path):
+    """Or the base would answer for a tenant."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "x", "tenant": "a"}\n{"prompt": "y", "tenants": "a"}\n')
+    with pytest.raises(DataError, match="line 2.*unknown key 'tenants'"):
+        read_prompts(file)

@@ -30,6 +30,10 @@ class Prompt:
     tenant: str | None = None
 
 
+_KEYS = {"prompt", "messages", "tenant"}
+"""A key that is mistyped must not let the base answer for a tenant."""
+
+
 def read_prompts(file: Path, tenant: str | None = None) -> list[Prompt]:
     """Prompts of a `.jsonl` file: objects with `prompt` or `messages`, and `tenant` where it is not the base.
 
@@ -64,6 +68,8 @@ def _prompt(line: str, where: str, tenant: str | None) -> Prompt:
         raise DataError(f'{where} is not JSON; write it as {{"prompt": "…", "tenant": "…"}}.') from error
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise DataError(f"{where} needs either a 'prompt' or 'messages'; give one of them.")
+    if odd := sorted(set(row) - _KEYS):
+        raise DataError(f"{where} has the unknown key {odd[0][:80]!r}; the known ones are {', '.join(sorted(_KEYS))}.")
     whose = row.get("tenant", tenant)
     if whose is not None and not isinstance(whose, str):
         raise DataError(f"the tenant in {where} is not a name; write it as text.")

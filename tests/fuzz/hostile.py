@@ -102,13 +102,13 @@ def alter_json(value: Any, draw: random.Random) -> None:
         if how == "gone":
             del container[key]
         elif how == "more" and isinstance(container, dict):
-            container[draw.choice(["", "a::0.b", "\x1b", "new", key + "x"])] = copy.deepcopy(container[key])
+            container[draw.choice(["", "a::0.b", "\x1b", "new", key + "x"])] = container[key]
         elif how == "near" and type(container[key]) is int:
             container[key] += draw.choice([-1, 1, 32, -container[key], container[key]])
         elif how == "nest":
             container[key] = functools.reduce(lambda inner, _: [inner], range(draw.choice([10, 40, 900])), 1)
         elif how == "swap":
-            container[key], other[spot] = copy.deepcopy(other[spot]), copy.deepcopy(container[key])
+            container[key], other[spot] = copy.deepcopy(other[spot]), container[key]
         else:
             container[key] = copy.deepcopy(draw.choice(HOSTILE))
 

@@ -88,9 +88,13 @@ def test_tenants_differ_and_rows_do_not_meet():
         ({"tables": torch.full((4, 1), 9, dtype=torch.int32)}, "block"),
         ({"terms": torch.zeros(6, 3, 1, dtype=torch.int64)}, "table"),
         ({"x": torch.zeros(4, WIDTH)}, "contiguous"),
+        (
+            {"weights": [*(torch.zeros(s).bfloat16() for s in SHAPES[:6]), torch.zeros(WIDTH - 1, INNER).bfloat16()]},
+            "columns",
+        ),
         ({"turns": (torch.zeros(4, DIM), torch.zeros(4, DIM))}, "dtype"),
     ],
-    ids=["places", "blocks", "terms", "dtype", "turns"],
+    ids=["places", "blocks", "terms", "dtype", "down", "turns"],
 )
 def test_what_does_not_fit_is_refused(changes, words):
     with pytest.raises(KernelError, match=words):

@@ -137,6 +137,22 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(spec):
 
 
 @compiled
+@pytest.mark.parametrize("columns", [4096, 8192])
+def test_a_row_at_the_edge_of_being_an_outlier_takes_one_path(columns):
+    """Rows of these widths are padded from four on, which must not move the edge."""
+    x = torch.ones(1, columns).bfloat16()
+    x[0, 0] = 64 * (1 + 63**2 / columns) ** 0.5  # its largest entry is about 64 times its root mean square
+    held = [hold(_signs(64, columns, "tensor", torch.Generator().manual_seed(0)))]
+    table, weight = table_of(held), torch.zeros(64, columns).bfloat16()
+    for factor in torch.linspace(0.97, 1.03, 61).tolist():
+        row = x.clone()
+        row[0, 0] *= factor
+        alone = linear(row, weight, None, table, RowGroups.of([1]))
+        together = linear(row.repeat(5, 1), weight, None, table, RowGroups.of([1] * 5))
+        assert torch.equal(alone[0], together[3])
+
+
+@compiled
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512bf16", "torch"])
 def test_every_instruction_set(isa):
     """Each is forced in a process of its own; one that this CPU lacks must say so."""

@@ -38,11 +38,14 @@ def _prepare_lowrank(term: Lowrank) -> int:
     ops = torch.ops.deltakeeper
     if term.packed is None:
         return int(ops.hold_factors(term.left.contiguous(), term.right.contiguous(), term.gain))
-    left, right = (prepare(factor) for factor in term.packed)
-    number = int(ops.hold_packed_factors(left, right, term.gain))
-    for part in (left, right):  # the product of both keeps them
-        ops.release(part)
-    return number
+    held: list[int] = []
+    try:
+        for factor in term.packed:
+            held.append(prepare(factor))
+        return int(ops.hold_packed_factors(*held, term.gain))
+    finally:  # the product of both keeps them
+        for part in held:
+            ops.release(part)
 
 
 def _prepare_sparse(term: Sparse) -> int:

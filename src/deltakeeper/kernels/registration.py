@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from deltakeeper.errors import KernelError
 from deltakeeper.kernels.library import backend
 
+_registering = threading.Lock()
 _KEPT: list[torch.library.Library] = []  # a library that is collected takes its operators along
 
 
@@ -69,7 +71,9 @@ class Operators:
             KernelError: as `register`.
         """
         if not self._made:
-            self._made = register(self._described)
+            with _registering:
+                if not self._made:
+                    self._made = register(self._described)
         return self._made
 
 

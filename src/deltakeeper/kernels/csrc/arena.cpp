@@ -11,7 +11,7 @@ namespace deltakeeper {
 namespace {
 
 constexpr std::size_t PAGE = 2u << 20;
-constexpr std::size_t CHUNK = 2 * PAGE;
+constexpr std::size_t CHUNK = 8 * PAGE;  // what is not written yet costs nothing
 
 class Chunk {
  public:
@@ -63,7 +63,7 @@ std::shared_ptr<uint32_t> allocate_words(std::size_t count) {
   if (!found) {
     chunk = std::make_shared<Chunk>(bytes > CHUNK ? bytes : CHUNK);
     found = chunk->take(bytes);
-    if (bytes <= CHUNK / 2) open = chunk;
+    open = chunk;
   }
   return {chunk, reinterpret_cast<uint32_t*>(found)};
 }

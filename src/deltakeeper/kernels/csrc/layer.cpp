@@ -35,6 +35,10 @@ Tensor decoder_layer(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> 
   STD_TORCH_CHECK(weights.size() == 7 && norms.size() == 2 && norm_slots.size() == 2 && cache_k.dim() == 4,
                   "a layer has seven weights and two norms, and its cache four dimensions");
   check_tensor(x, "x", ScalarType::BFloat16, {});
+  for (const size_t last : {3, 6})  // what is added to x again
+    STD_TORCH_CHECK(x.dim() == 2 && weights[last].dim() == 2 && weights[last].size(0) == x.size(1),
+                    "output and down projections give as many columns as x has");
+  STD_TORCH_CHECK(terms.dim() == 3 && terms.size(0) == 7, "a layer has a table for each of its seven weights");
   const int64_t dim = cache_k.size(3);
   const Tensor before = rms_norm(x, norms[0], norm_slots[0], eps, 0, true);
   std::vector<Tensor> qkv = products(before, {weights[0], weights[1], weights[2]}, terms, 0, slots, starts, merge_from);

@@ -140,7 +140,7 @@ Inputs prepare_inputs(const Tensor& tensor, int dtype, bool need_wide, bool need
     uint16_t* woven = const_cast<uint16_t*>(r.woven);
     torch::stable::parallel_for(0, r.rows, 1 + 32768 / r.stride, [&](int64_t a, int64_t b) {
       for (int64_t m = a; m < b; m++)
-        k.tabulate(r.x + m * r.stride, r.stride, woven + m * r.stride, sums + m * r.stride * SUMS, r.tables + m);
+        k.tabulate(r.x + m * r.stride, r.in, r.stride, woven + m * r.stride, sums + m * r.stride * SUMS, r.tables + m);
     });
   }
   return r;

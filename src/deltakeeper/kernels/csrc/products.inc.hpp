@@ -211,7 +211,7 @@ static void add_woven(const Term& t, const Product& p, int64_t row, int64_t rows
 
 // Whole numbers of at most 14 bits, so that a sum of four fits two bytes. What is lost is at most half a step of 1/8191 of the
 // largest entry; where that is more than 64 times the typical one (an outlier), the row is multiplied exactly instead.
-static void tabulate(const uint16_t* x, int64_t stride, uint16_t* woven, uint8_t* sums, Tables* tables) {
+static void tabulate(const uint16_t* x, int64_t in, int64_t stride, uint16_t* woven, uint8_t* sums, Tables* tables) {
   alignas(64) uint16_t order[32];
   for (int p = 0; p < 32; p++) order[p] = (uint16_t)woven_column(p);
   const __m512i shuffle = _mm512_load_si512(order);
@@ -225,7 +225,7 @@ static void tabulate(const uint16_t* x, int64_t stride, uint16_t* woven, uint8_t
     }
   }
   const float largest = _mm512_reduce_max_ps(most);
-  const float typical2 = v_sum(square) / (float)stride;
+  const float typical2 = v_sum(square) / (float)in;  // not the stride, which depends on how many rows there are
   if (!sums || !(largest * largest <= 4096.f * typical2) || !(largest <= 1e37f)) {  // also where an entry is NaN
     *tables = Tables{};
     return;
@@ -256,7 +256,7 @@ static void tabulate(const uint16_t* x, int64_t stride, uint16_t* woven, uint8_t
 
 #else
 
-static void tabulate(const uint16_t*, int64_t, uint16_t*, uint8_t*, Tables*) {}
+static void tabulate(const uint16_t*, int64_t, int64_t, uint16_t*, uint8_t*, Tables*) {}
 
 #endif
 

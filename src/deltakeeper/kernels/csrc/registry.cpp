@@ -179,20 +179,20 @@ int64_t hold_packed_factors(int64_t left, int64_t right, Tensor gain) {
 }
 
 void release(int64_t id) {
-  const std::unique_lock<std::shared_mutex> guard(lock);
-  terms.erase(id);
+  std::unique_lock<std::shared_mutex> guard(lock);
+  const auto gone = terms.extract(id);
+  guard.unlock();  // its memory is given back when nobody waits for the lock
 }
 
-int64_t held_bytes(int64_t id) {
-  const auto held = find_term(id);
-  int64_t bytes = 0;
-  for (const Tensor& t : held->owned) bytes += t.numel() * (int64_t)t.element_size();
-  bytes += held->woven_bytes;
-  for (const auto& scales : held->halved) bytes += (int64_t)(scales.size() * sizeof(float));
-  for (const auto& part : held->parts)
-    for (const Tensor& t : part->owned) bytes += t.numel() * (int64_t)t.element_size();
+int64_t bytes_of(const Held& held) {
+  int64_t bytes = held.woven_bytes;
+  for (const Tensor& t : held.owned) bytes += t.numel() * (int64_t)t.element_size();
+  for (const auto& scales : held.halved) bytes += (int64_t)(scales.size() * sizeof(float));
+  for (const auto& part : held.parts) bytes += bytes_of(*part);
   return bytes;
 }
+
+int64_t held_bytes(int64_t id) { return bytes_of(*find_term(id)); }
 
 int64_t held_count() {
   const std::shared_lock<std::shared_mutex> guard(lock);

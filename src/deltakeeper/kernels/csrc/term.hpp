@@ -87,7 +87,7 @@ struct Kernels {
   bool narrow_signs;  // planes are woven, and multiply bfloat16 as it is
   void (*run)(const Product&, int64_t begin, int64_t end);  // output rows, from a multiple of 32
   // a row of x, bfloat16, zero to its stride: in woven order, and its tables (`sums` has room for stride * SUMS bytes)
-  void (*tabulate)(const uint16_t* x, int64_t stride, uint16_t* woven, uint8_t* sums, Tables* tables);
+  void (*tabulate)(const uint16_t* x, int64_t in, int64_t stride, uint16_t* woven, uint8_t* sums, Tables* tables);
   // rows of a right factor times rows of x: into[m * rank + r]
   void (*shrink)(const Term&, const float* x, int64_t stride, int64_t rows, float* into, int64_t first, int64_t last);
   void (*decode)(const Term&, int64_t row, int64_t begin, int64_t end, float* into);
