@@ -130,5 +130,5 @@ def test_a_mistyped_key_is_refused(tmp_path):
     """Or the base would answer for a tenant."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "x", "tenant": "a"}\n{"prompt": "y", "tenants": "a"}\n')
-    with pytest.raises(DataError, match="line 2.*unknown key 'tenants'"):
+    with pytest.raises(DataError, match=r"line 2.*unknown key 'tenants'"):
         read_prompts(file)
