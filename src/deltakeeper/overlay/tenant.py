@@ -16,7 +16,7 @@ class TenantDelta:
     """A fine-tune made ready for one overlay: packed terms held for products, and values where no term can be added.
 
     Attributes:
-        version: SHA-256, as hex, over base root, manifest, planes and files beside the weights: equal for equal content,
+        version: SHA-256, as hex, over base root, manifest, planes and files beside the weights: equal for equals,
             whatever its name or path.
         vocabulary: tokens that it knows.
         nbytes: bytes that it holds, kernel forms and rows in the overlay's stacks included.
