@@ -52,16 +52,17 @@ def linears(
 
 
 def add_terms(y: torch.Tensor, x: torch.Tensor, table: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor) -> None:
-    """`y += x Δᵀ` for each row's slot, in place; the delta's product is summed in float32."""
+    """`y += x Δᵀ` for each row's slot, in place: all terms summed in float32 and rounded once."""
     for rows, terms in _groups(table, slots, starts):
-        thin = [term for term in terms if isinstance(term, Lowrank)]
         wide = [term for term in terms if not isinstance(term, Lowrank)]
-        for term in thin:
-            y[rows] = (y[rows].float() + term.matmul(x[rows])).to(y.dtype)
-        if wide:
-            rows_of_x = x[rows].float()
-            for tile in _tiles(y.shape[1]):
-                y[rows, tile] = (y[rows, tile].float() + rows_of_x @ _unpack(wide, tile).T).to(y.dtype)
+        x_wide, total = x[rows].float(), y[rows].float()
+        for term in terms:
+            if isinstance(term, Lowrank):
+                total += term.matmul(x_wide)
+        for tile in _tiles(y.shape[1]) if wide else ():
+            total[:, tile] += x_wide @ _unpack(wide, tile).T
+        if terms:
+            y[rows] = total.to(y.dtype)
 
 
 def add_rows(y: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, row_slots: torch.Tensor) -> None:
