@@ -5,7 +5,17 @@
 import triton
 import triton.language as tl
 
-from deltakeeper.kernels.triton.tiles import add_to_y, as_float, expand, load_floats, load_words, load_x, multiply_add
+from deltakeeper.kernels.triton.tiles import (
+    add_to_y,
+    as_float,
+    columns_of,
+    expand,
+    load_floats,
+    load_words,
+    load_x,
+    multiply_add,
+    rows_of,
+)
 
 
 @triton.jit
@@ -65,10 +75,8 @@ def add_codes(
     terms = tl.load(counts + at)
     if terms == 0:
         return
-    rows = tl.load(piece + 1) + tl.arange(0, ROWS)
-    row_ok = tl.arange(0, ROWS) < tl.load(piece + 2)
-    width = tl.load(tile + 2)
-    columns = tl.load(tile + 1) + tl.arange(0, COLUMNS)
+    rows, row_ok = rows_of(piece, ROWS)
+    columns, width = columns_of(tile, COLUMNS)
     column_ok = columns < width
     blocks = tl.cdiv(inputs, 32)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)

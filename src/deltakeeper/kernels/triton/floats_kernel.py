@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from deltakeeper.kernels.triton.tiles import add_to_y, as_float, load_floats, load_x, multiply_add
+from deltakeeper.kernels.triton.tiles import add_to_y, as_float, columns_of, load_floats, load_x, multiply_add, rows_of
 
 
 @triton.jit
@@ -68,10 +68,8 @@ def add_floats(
     terms = tl.load(counts + at)
     if terms == 0:
         return
-    rows = tl.load(piece + 1) + tl.arange(0, ROWS)
-    row_ok = tl.arange(0, ROWS) < tl.load(piece + 2)
-    width = tl.load(tile + 2)
-    columns = tl.load(tile + 1) + tl.arange(0, COLUMNS)
+    rows, row_ok = rows_of(piece, ROWS)
+    columns, width = columns_of(tile, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for index in range(terms):
         term = fields + (at * depth + index) * FIELDS
@@ -134,8 +132,7 @@ def shrink(
     term = fields + (at * depth + place % depth) * FIELDS
     rank = tl.load(term + 3).to(tl.int32)
     columns = tl.program_id(0) % rank_tiles * RANKS + tl.arange(0, RANKS)
-    rows = tl.load(piece + 1) + tl.arange(0, ROWS)
-    row_ok = tl.arange(0, ROWS) < tl.load(piece + 2)
+    rows, row_ok = rows_of(piece, ROWS)
     share = tl.cdiv(tl.cdiv(inputs, STEP), SPLITS) * STEP
     low = tl.program_id(2) * share
     total = rows_product(
@@ -193,10 +190,8 @@ def expand_ranks(
     terms = tl.load(counts + at)
     if terms == 0:
         return
-    rows = tl.load(piece + 1) + tl.arange(0, ROWS)
-    row_ok = tl.arange(0, ROWS) < tl.load(piece + 2)
-    width = tl.load(tile + 2)
-    columns = tl.load(tile + 1) + tl.arange(0, COLUMNS)
+    rows, row_ok = rows_of(piece, ROWS)
+    columns, width = columns_of(tile, COLUMNS)
     column_ok = columns < width
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for index in range(terms):

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from deltakeeper.kernels.triton.tiles import add_to_y, expand, load_words, load_x
+from deltakeeper.kernels.triton.tiles import add_to_y, columns_of, expand, load_words, load_x, rows_of
 
 
 @triton.jit
@@ -87,10 +87,8 @@ def add_signs(
     terms = tl.load(counts + at)
     if terms == 0:
         return
-    rows = tl.load(piece + 1) + tl.arange(0, ROWS)
-    row_ok = tl.arange(0, ROWS) < tl.load(piece + 2)
-    width = tl.load(tile + 2)
-    columns = tl.load(tile + 1) + tl.arange(0, COLUMNS)
+    rows, row_ok = rows_of(piece, ROWS)
+    columns, width = columns_of(tile, COLUMNS)
     column_ok = columns < width
     words = tl.cdiv(inputs, 32)
     share = tl.cdiv(tl.cdiv(words, WORDS), SPLITS) * WORDS
@@ -156,8 +154,7 @@ def add_partials(
     tile = tiles + tl.program_id(0) * 4
     if tl.load(counts + slot * projections + tl.load(tile)) == 0:
         return
-    rows = tl.load(piece + 1) + tl.arange(0, ROWS)
-    row_ok = tl.arange(0, ROWS) < tl.load(piece + 2)
+    rows, row_ok = rows_of(piece, ROWS)
     columns = tl.load(tile + 1) + tl.arange(0, COLUMNS)
     column_ok = columns < tl.load(tile + 2)
     into = tl.load(tile + 3) + columns

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from deltakeeper.kernels.triton.tiles import add_to_y, load_floats, load_x, multiply_add
+from deltakeeper.kernels.triton.tiles import add_to_y, columns_of, load_floats, load_x, multiply_add, rows_of
 
 CODES = tl.constexpr(3)
 
@@ -56,10 +56,8 @@ def add_sparse(
     terms = tl.load(counts + at)
     if terms == 0:
         return
-    rows = tl.load(piece + 1) + tl.arange(0, ROWS)
-    row_ok = tl.arange(0, ROWS) < tl.load(piece + 2)
-    width = tl.load(tile + 2)
-    columns = tl.load(tile + 1) + tl.arange(0, COLUMNS)
+    rows, row_ok = rows_of(piece, ROWS)
+    columns, width = columns_of(tile, COLUMNS)
     column_ok = columns < width
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for index in range(terms):

@@ -49,6 +49,19 @@ def as_float(bits):
 
 
 @triton.jit
+def rows_of(piece, ROWS: tl.constexpr):
+    """Rows of a piece `(slot, first row, rows)`, and which of them are its own: `(ROWS,)` each."""
+    at = tl.arange(0, ROWS)
+    return tl.load(piece + 1) + at, at < tl.load(piece + 2)
+
+
+@triton.jit
+def columns_of(tile, COLUMNS: tl.constexpr):
+    """Outputs of a tile `(projection, first output, outputs of the projection, where they begin in y)`, all outputs."""
+    return tl.load(tile + 1) + tl.arange(0, COLUMNS), tl.load(tile + 2)
+
+
+@triton.jit
 def load_x(x, stride, rows, row_ok, ks, inputs):
     """`(ROWS, k)` of x; zero past the last input, so that what the weights hold there does not count."""
     return tl.load(x + rows[:, None] * stride + ks[None, :], mask=row_ok[:, None] & (ks < inputs)[None, :], other=0.0)
