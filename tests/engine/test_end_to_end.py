@@ -11,7 +11,7 @@ from engine_cases import prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltakeeper.engine import Request, Sampling, attention
+from deltakeeper.engine import Request, Sampling
 from deltakeeper.kernels.library import compiled
 
 CODECS = {
@@ -130,9 +130,7 @@ def entries(answers):
     return [(answer.tokens, answer.logprobs) for answer in answers]
 
 
-@pytest.mark.skipif(
-    not (compiled() and attention.compiled("paged_attention", "cpu")), reason="promised by compiled code"
-)
+@pytest.mark.skipif(not compiled(), reason="promised by compiled code")
 @pytest.mark.parametrize(("step", "sharing"), [(7, True), (40, False), (512, True)])
 def test_in_bfloat16_the_bits_of_an_answer_do_not_depend_on_its_company(rounded, step, sharing):
     """Tokens and log-probabilities, of every codec, in chunks and whole, with shared blocks and without."""

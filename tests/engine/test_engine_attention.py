@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltakeeper.engine import attention
-from deltakeeper.engine.attention import compiled, paged_attention, write_cache_
 from deltakeeper.engine.blocks import BLOCK
+from deltakeeper.kernels import attention
+from deltakeeper.kernels.attention import paged_attention, write_cache_
 
 
 @pytest.fixture(params=["plain", "as built"], autouse=True)
 def path(request, monkeypatch):
     """The fallback always; and whatever is compiled here, which may be the fallback again."""
     if request.param == "plain":
-        monkeypatch.setattr(attention, "compiled", lambda name, device: None)
+        plain = SimpleNamespace(ready=lambda: (attention._plain_write, attention._plain_attention))
+        monkeypatch.setattr(attention, "_OPERATORS", plain)
 
 
 def case_of(requests, heads, kv_heads, dim, seed=0, dtype=torch.float32):
@@ -98,12 +100,3 @@ def test_writing_touches_its_places_alone():
         assert torch.equal(cache_k[block, :, offset], k[token])
         assert torch.equal(cache_v[block, :, offset], v[token])
     assert int((cache_k != 0).sum()) == 18 and int((cache_v != 0).sum()) == 18
-
-
-def test_an_operator_is_used_where_it_was_built_for_the_device():
-    library = torch.library.Library("deltakeeper", "FRAGMENT")
-    library.define("stand_in(Tensor x) -> Tensor")
-    library.impl("stand_in", lambda x: x + 1, "CPU")
-    assert compiled("stand_in", "cpu")(torch.ones(1)) == 2
-    assert compiled("stand_in", "cuda") is None
-    assert compiled("absent", "cpu") is None

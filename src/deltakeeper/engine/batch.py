@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,6 @@ import torch
 
 from deltakeeper.engine.blocks import BLOCK
 from deltakeeper.engine.sequence import Chunk
-
-if TYPE_CHECKING:
-    from deltakeeper.kernels.rows import RowGroups
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +41,6 @@ class Batch:
     slots: list[int]
     counts: list[int]
     answers: list[int]
-
-    @property
-    def base_only(self) -> bool:
-        """Whether no row belongs to a tenant."""
-        return not any(self.slots)
 
 
 def build_batch(chunks: Many[Chunk], tables: npt.NDArray[np.int32], device: torch.device) -> Batch:
@@ -119,25 +111,4 @@ def trial_batch(context: int, vocabulary: int) -> Batch:
         slots=[0],
         counts=[count],
         answers=[count],
-    )
-
-
-def row_groups(slots: Many[int], counts: Many[int]) -> RowGroups:
-    """Runs of rows of one slot, from the slot and the number of rows of each chunk (none may be skipped over)."""
-    from deltakeeper.kernels.rows import RowGroups
-
-    names: list[int] = []
-    starts = [0]
-    rows: list[int] = []
-    for slot, count in zip(slots, counts, strict=True):
-        if not count:
-            continue
-        rows += [slot] * count
-        if names and names[-1] == slot:
-            starts[-1] = len(rows)
-        else:
-            names.append(slot)
-            starts.append(len(rows))
-    return RowGroups(
-        torch.tensor(names, dtype=torch.int64), torch.tensor(starts), torch.tensor(rows, dtype=torch.int64)
     )

@@ -9,35 +9,21 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from deltakeeper.engine.attention import paged_attention, write_cache_
-from deltakeeper.engine.batch import Batch, row_groups, trial_batch
+from deltakeeper.engine.attention import LayerAttention, RunningPass
+from deltakeeper.engine.batch import Batch, trial_batch
 from deltakeeper.engine.blocks import BLOCK
 from deltakeeper.engine.kv_cache import KVCache, LayerShape
 from deltakeeper.engine.lean import LeanLayer, fits
 from deltakeeper.engine.probe import PROBE, Heads, learn_heads, probe_attention, probe_mask
 from deltakeeper.engine.settings import EngineSettings
 from deltakeeper.errors import DeltakeeperError, EngineError
+from deltakeeper.kernels.rows import RowGroups
 from deltakeeper.overlay import attach
 
 ATTENTION = "deltakeeper"
 
 
-class _Pass:
-    """Where the layers of one model find the batch of the running pass."""
-
-    batch: Batch | None = None
-
-
-class _Layer:
-    """What the attention function needs of one layer."""
-
-    def __init__(self, heads: Heads, cache: tuple[torch.Tensor, torch.Tensor], running: _Pass) -> None:
-        self.scale, self.window, self.softcap = heads.scale, heads.window, heads.softcap
-        self.cache_k, self.cache_v = cache
-        self.running = running
-
-
-_layers: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
+_layers: WeakKeyDictionary[nn.Module, LayerAttention] = WeakKeyDictionary()
 
 
 def _attend(
@@ -48,18 +34,8 @@ def _attend(
     batch = None if layer is None else layer.running.batch
     if layer is None or batch is None:
         raise EngineError("the model is held by an engine; close the engine before calling the model yourself.")
-    write_cache_(layer.cache_k, layer.cache_v, key[0].transpose(0, 1), value[0].transpose(0, 1), batch.places)
-    out = paged_attention(
-        query[0].transpose(0, 1),
-        layer.cache_k,
-        layer.cache_v,
-        batch.tables,
-        batch.query_starts,
-        batch.lengths,
-        scale=layer.scale,
-        window=layer.window,
-        softcap=layer.softcap,
-    )
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    out = layer.attend(q, k, v, batch)
     return out.unsqueeze(0), None  # (1, tokens, heads, dim)
 
 
@@ -92,7 +68,7 @@ class ForwardPass:
             raise EngineError(f"{type(model).__name__} is in training mode; call its eval() first.")
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.context = _context(model.config, settings.max_context)
-        self._running = _Pass()
+        self._running = RunningPass()
         self._heads: list[Heads] = []
         self._lean: list[LeanLayer] = []
         self._own_overlay = overlay is None
@@ -105,7 +81,7 @@ class ForwardPass:
             most = -(-self.context // BLOCK) * settings.max_running
             self.cache = KVCache(shapes, settings.kv_bytes, most, self._heads[0].dtype, self.device)
             for heads, cache in zip(self._heads, self.cache.layers, strict=True):
-                _layers[heads.module] = _Layer(heads, cache, self._running)
+                _layers[heads.module] = LayerAttention(heads, cache, self._running)
             self._set(ATTENTION)
             self._take_layers()
         except BaseException:
@@ -153,7 +129,7 @@ class ForwardPass:
                 for layer in self._lean:
                     layer.open()
                 after = self(batch).float()
-            allowed = 0.02 if before.std() > 0 and self._heads[0].dtype != torch.float32 else 1e-3
+            allowed = 1e-3 if self._heads[0].dtype == torch.float32 else 0.02
             same = bool((after - before).abs().max() <= allowed * before.abs().max())
         except (DeltakeeperError, RuntimeError, TypeError):
             same = False
@@ -163,8 +139,8 @@ class ForwardPass:
             self._lean = []
 
     def _rows(self, batch: Batch) -> AbstractContextManager[Any]:
-        groups = row_groups(batch.slots, batch.counts)
-        head = row_groups(batch.slots, batch.answers)
+        groups = RowGroups.of_runs(batch.slots, batch.counts)
+        head = RowGroups.of_runs(batch.slots, batch.answers)
         rows: AbstractContextManager[Any] = self._overlay.rows(groups, head=head)
         return rows
 

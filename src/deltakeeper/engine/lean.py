@@ -5,12 +5,13 @@ A layer is taken over only if its parts are those of that shape and a trial show
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from deltakeeper.kernels.attention import paged_attention, write_cache_
+from deltakeeper.engine.attention import LayerAttention
+from deltakeeper.engine.batch import Batch
 from deltakeeper.kernels.layer import decoder_layer
 from deltakeeper.kernels.pointwise import rotate, silu_mul
 from deltakeeper.overlay import Overlay
@@ -21,26 +22,15 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-class Place(Protocol):
-    """Where a layer finds its cache and the batch of the running pass."""
-
-    cache_k: torch.Tensor
-    cache_v: torch.Tensor
-    scale: float
-    window: int
-    softcap: float
-    running: Any
-
-
 class LeanLayer:
     """One decoder layer; `open` puts it in the place of the layer's own `forward`, `close` takes it away."""
 
-    def __init__(self, layer: Any, place: Place, overlay: Overlay) -> None:
+    def __init__(self, layer: Any, place: LayerAttention, overlay: Overlay) -> None:
         """Make the lean form of a layer that `fits`.
 
         Args:
             layer: the decoder layer.
-            place: its cache.
+            place: its attention, and its part of the cache.
             overlay: what the model's modules compute through.
         """
         attention: Any = layer.self_attn
@@ -89,18 +79,7 @@ class LeanLayer:
         if self.head_norms is not None:
             q, k = self.head_norms[0].forward(q), self.head_norms[1].forward(k)
         q, k = rotate(q, k, cos[0], sin[0])
-        write_cache_(place.cache_k, place.cache_v, k, v, batch.places)
-        seen = paged_attention(
-            q,
-            place.cache_k,
-            place.cache_v,
-            batch.tables,
-            batch.query_starts,
-            batch.lengths,
-            scale=place.scale,
-            window=place.window,
-            softcap=place.softcap,
-        )
+        seen = place.attend(q, k, v, batch)
         x = x + self.out(seen.view(tokens, -1))
         gate, up = self.gate_up(self.norm_between(x))
         x = x + self.down(silu_mul(gate, up))
@@ -108,7 +87,7 @@ class LeanLayer:
         return result
 
     def _in_one(
-        self, x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor], batch: Any, terms: torch.Tensor
+        self, x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor], batch: Batch, terms: torch.Tensor
     ) -> torch.Tensor:
         """The whole layer in one operator, `(1, tokens, width)`."""
         place, groups = self.place, self.current.groups

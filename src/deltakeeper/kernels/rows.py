@@ -40,6 +40,23 @@ class RowGroups:
         torch.cumsum(lengths, 0, out=starts[1:])
         return cls(slots, starts, rows)
 
+    @classmethod
+    def of_runs(cls, slots: Sequence[int], counts: Sequence[int]) -> RowGroups:
+        """The same from the slot and the number of rows of each run, which may be none; adjacent ones are joined."""
+        names: list[int] = []
+        starts = [0]
+        rows: list[int] = []
+        for slot, count in zip(slots, counts, strict=True):
+            if not count:
+                continue
+            rows += [slot] * count
+            if names and names[-1] == slot:
+                starts[-1] = len(rows)
+            else:
+                names.append(slot)
+                starts.append(len(rows))
+        return cls(torch.tensor(names, dtype=torch.int64), torch.tensor(starts), torch.tensor(rows, dtype=torch.int64))
+
     @property
     def rows(self) -> int:
         """Number of rows."""

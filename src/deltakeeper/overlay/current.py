@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Container
 
 from deltakeeper.errors import OverlayError
@@ -23,9 +24,10 @@ class CurrentPass:
         merge_from: groups of so many rows or more may use merged tiles, None for none.
     """
 
-    __slots__ = ("groups", "head", "head_spans", "merge_from", "rows", "spans")
+    __slots__ = ("_taken", "groups", "head", "head_spans", "merge_from", "rows", "spans")
 
     def __init__(self, merge_from: int | None = None) -> None:
+        self._taken = threading.Lock()  # by a pass, from its beginning to its end
         self.merge_from = merge_from
         self.groups: RowGroups | None = None
         self.head: RowGroups | None = None
@@ -39,12 +41,13 @@ class CurrentPass:
         Raises:
             OverlayError: another one is under way, or a group has a slot that holds no tenant.
         """
-        if self.groups is not None:
+        if not self._taken.acquire(blocking=False):
             raise OverlayError("a pass of this overlay is under way already; end it before the next one begins.")
         spans = spans_of(groups)
         head_spans = spans if head is None else spans_of(head)
         for slot, _, _ in spans if head is None else spans + head_spans:
             if slot and slot not in resident:
+                self._taken.release()
                 raise OverlayError(f"slot {slot} holds no tenant; publish one first and use the slot that it gives.")
         self.rows, self.spans, self.head, self.head_spans = groups.rows, spans, head, head_spans
         self.groups = groups
@@ -53,6 +56,7 @@ class CurrentPass:
         """Back to the base alone."""
         self.groups = self.head = None
         self.spans, self.head_spans, self.rows = [], [], 0
+        self._taken.release()
 
     def at_head(self, rows: int) -> tuple[RowGroups, list[Span]]:
         """Groups of the rows that the head is given.

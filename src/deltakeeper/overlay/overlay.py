@@ -43,6 +43,7 @@ class Overlay:
         self.model = model
         self._current = CurrentPass(merge_from)
         self._sites = find_sites(model, self._current)
+        self._by_module = {site.module: site for site in self._sites.values()}
         self._tables = Tables(self._sites.values())
         self._live = _describe(model, self._sites, self._tables)
         self._published: dict[int, TenantDelta] = {}
@@ -65,12 +66,12 @@ class Overlay:
 
     def joint(self, modules: Sequence[nn.Module]) -> JointLinears:
         """The products of several linear modules of one input `(rows, in)`, made together where that can be."""
-        sites = {site.module: site for site in self._sites.values()}
-        return JointLinears([sites.get(module) or module for module in modules], self._tables, self._current)
+        parts = [self._by_module.get(module, module) for module in modules]
+        return JointLinears(parts, self._tables, self._current)
 
     def norm(self, module: nn.Module) -> RmsNormSite | None:
         """How the norm of a module is computed, where it is one of `x / rms(x) * weight`."""
-        site = next((site for site in self._sites.values() if site.module is module), None)
+        site = self._by_module.get(module)
         return site if isinstance(site, RmsNormSite) else None
 
     @property

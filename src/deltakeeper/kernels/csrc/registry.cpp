@@ -82,11 +82,11 @@ int64_t hold_signs(std::vector<Tensor> packed, std::vector<Tensor> scales, std::
     if (axis == ROW) own.resize((size_t)((out + WEAVE - 1) / WEAVE * WEAVE), 0.f);
     // zeros: the mean of a plane in which they are minus and one in which they are plus
     for (float& s : own) s = mask ? s / 2 : s;
-    held->halved.push_back(std::move(own));
+    held->woven_scales.push_back(std::move(own));
     for (int copy = 0; copy < (mask ? 2 : 1); copy++) {
       held->woven.push_back(weave(words, copy ? mask : nullptr, out, t.words));
       held->woven_bytes += woven_words(out, t.words) * 4;
-      t.scales[t.planes++] = held->halved.back().data();
+      t.scales[t.planes++] = held->woven_scales.back().data();
     }
   }
   for (size_t p = 0; p < held->woven.size(); p++) t.packed[p] = held->woven[p].get();
@@ -187,17 +187,12 @@ void release(int64_t id) {
 int64_t bytes_of(const Held& held) {
   int64_t bytes = held.woven_bytes;
   for (const Tensor& t : held.owned) bytes += t.numel() * (int64_t)t.element_size();
-  for (const auto& scales : held.halved) bytes += (int64_t)(scales.size() * sizeof(float));
+  for (const auto& scales : held.woven_scales) bytes += (int64_t)(scales.size() * sizeof(float));
   for (const auto& part : held.parts) bytes += bytes_of(*part);
   return bytes;
 }
 
 int64_t held_bytes(int64_t id) { return bytes_of(*find_term(id)); }
-
-int64_t held_count() {
-  const std::shared_lock<std::shared_mutex> guard(lock);
-  return (int64_t)terms.size();
-}
 
 bool supported(const std::string& name) {
 #if defined(__x86_64__)
@@ -274,7 +269,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deltakeeper, m) {
   m.def("hold_packed_factors(int left, int right, Tensor gain) -> int");
   m.def("release(int id) -> ()");
   m.def("held_bytes(int id) -> int");
-  m.def("held_count() -> int");
   m.def("use_isa(str name) -> bool");
   m.def("isa() -> str");
 }
@@ -288,7 +282,6 @@ STABLE_TORCH_LIBRARY_IMPL(deltakeeper, CompositeExplicitAutograd, m) {
   m.impl("hold_packed_factors", TORCH_BOX(&hold_packed_factors));
   m.impl("release", TORCH_BOX(&release));
   m.impl("held_bytes", TORCH_BOX(&held_bytes));
-  m.impl("held_count", TORCH_BOX(&held_count));
   m.impl("use_isa", TORCH_BOX(&use_isa));
   m.impl("isa", TORCH_BOX(&isa));
 }

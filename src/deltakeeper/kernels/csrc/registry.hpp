@@ -25,7 +25,7 @@ struct Held {
   std::vector<std::shared_ptr<const Held>> parts;  // packed factors
   std::vector<std::shared_ptr<uint32_t>> woven;
   int64_t woven_bytes = 0;
-  std::vector<std::vector<float>> halved;  // scales of woven planes with zeros, padded
+  std::vector<std::vector<float>> woven_scales;  // padded; halves where a plane with zeros is two
 };
 
 std::shared_ptr<const Held> find_term(int64_t id);
