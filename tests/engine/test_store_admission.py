@@ -174,6 +174,24 @@ def test_a_swap_that_does_not_fit_beside_the_old_version_goes_after_it(open_stor
     assert store.stats().resident_bytes == size
 
 
+def test_a_version_that_makes_room_for_another_and_for_its_own_successor_is_retired_once(
+    open_store, overlay, deltas, size
+):
+    now = [0.0]
+    store = open_store(9 * size, max_resident=1, loaders=0, grace_seconds=2.0, clock=lambda: now[0])
+    loads = [store.load("a")]
+    poll_until(store, loads[0].done)
+    loads.append(store.load("b"))
+    play(store)
+    assert not loads[1].done()  # the resident is too young to go
+    now[0] += 3.0
+    loads.append(store.replace("a", deltas / "a"))  # found waiting behind "b" by the first look after that
+    play(store)
+    now[0] += 3.0
+    play(store)
+    assert all(future.result() for future in loads)
+
+
 def test_a_delta_larger_than_its_payload_takes_what_it_needs(open_store, overlay, size):
     overlay.growth["a"] = 1.5
     store = open_store(2 * size)

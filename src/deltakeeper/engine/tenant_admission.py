@@ -163,7 +163,7 @@ def _refuse(version: Version, lacking: Room, idle: list[Version], ledger: Ledger
     if version.delta is not None and _victims(lacking, idle) is None:
         plan.dropped.append(version)
     own = version.tenant.current
-    if own is not None and own.stage == "published" and own not in idle:
+    if own is not None and own.stage == "published" and own.pins:  # one without pins is on its way out already
         beside = Room(ledger.budget, ledger.places) - room_of(own)
         if not beside.holds(Room(version.wanted, 1)):
             plan.drained.append(own)
