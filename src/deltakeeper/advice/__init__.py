@@ -1,0 +1,1 @@
+"""Advice: which codec and fidelity a run supports, at what risk and what loss."""
