@@ -137,7 +137,7 @@ def _no_label(data):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_change(["version"], 2), "version 2"),
+        (_change(["version"], 3), "version 3"),
         (_change(["version"], True), "version True"),
         (_change(["kind"], "other"), "'kind' is 'other' where one of base"),
         (_change(["extra"], 1), "unknown field 'extra'"),

@@ -26,13 +26,13 @@ from deltakeeper.report.entries import (
     VariantEntry,
 )
 from deltakeeper.report.estimates import Resampler, estimate, joint_estimate, not_estimable
+from deltakeeper.study.cells import FAMILIES, KINDS, AttackInfo, Cell, RunInfo
 from deltakeeper.study.cells import Answer as GivenAnswer
-from deltakeeper.study.cells import AttackInfo, Cell, RunInfo
 
 SAMPLES = 6
 GAINED_SAMPLES = 3
-_ORDER = {kind: rank for rank, kind in enumerate(("base", "tuned", "codec", "merged", "quantised", "control"))}
-_FAMILY_ORDER = {"alignment": 0, "backdoor": 1, "targeted": 2}
+_ORDER = {kind: rank for rank, kind in enumerate(KINDS)}
+_FAMILY_ORDER = {family: rank for rank, family in enumerate(FAMILIES)}
 _NO_SHRINKING = "no shrunk delta in this run"
 
 
@@ -215,7 +215,7 @@ def _correct(attacks: Sequence[AttackEntry]) -> tuple[list[AttackEntry], int]:
 def _samples(cells: Sequence[Cell], tuned: Cell, primary: str) -> Iterator[Sample]:
     """Flipped answers on the goal: gained ones first, the primary variant before others, no prompt twice."""
     goal = tuned.name_of("goal")
-    compressed = [cell for cell in cells if cell.kind in ("codec", "merged", "quantised")]
+    compressed = [cell for cell in cells if cell.kind in ("codec", "healed", "defended", "merged", "quantised")]
     compressed.sort(key=lambda cell: cell.variant != primary)  # stable: the shown order otherwise
     found: dict[str, list[Sample]] = {"gained": [], "lost": []}
     for cell in compressed:

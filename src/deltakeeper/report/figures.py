@@ -202,6 +202,10 @@ def _shape(kind: str, x: float, y: float, radius: float = RADIUS) -> str:
     if kind == "merged":  # square
         r = radius * 0.85
         return f'<rect x="{_px(x - r)}" y="{_px(y - r)}" width="{_px(2 * r)}" height="{_px(2 * r)}"/>'
+    if kind == "healed":  # pentagon
+        return f'<path d="{_regular(5, x, y, radius * 1.15)}"/>'
+    if kind == "defended":  # hexagon
+        return f'<path d="{_regular(6, x, y, radius * 1.05)}"/>'
     if kind == "control":  # cross
         r = radius * 0.8
         return (
@@ -210,6 +214,13 @@ def _shape(kind: str, x: float, y: float, radius: float = RADIUS) -> str:
         )
     hollow = ' class="hollow"' if kind == "base" else ""
     return f'<circle{hollow} cx="{_px(x)}" cy="{_px(y)}" r="{_px(radius * (0.9 if hollow else 1))}"/>'
+
+
+def _regular(corners: int, x: float, y: float, radius: float) -> str:
+    """Path of a regular polygon, one corner on top."""
+    turns = (2 * math.pi * i / corners for i in range(corners))
+    points = (f"{_px(x + radius * math.sin(a))} {_px(y - radius * math.cos(a))}" for a in turns)
+    return "M" + "L".join(points) + "Z"
 
 
 def _spoken(mark: Mark) -> str:

@@ -28,10 +28,13 @@ KINDS = {
     "base": "base model",
     "tuned": "fine-tune",
     "codec": "compressed delta",
+    "healed": "compressed, healed under guard",
+    "defended": "defence on the fine-tune",
     "merged": "compressed, merged and rounded",
     "quantised": "whole model quantised",
     "control": "control",
 }
+_DRAWN = ("base", "tuned", "control", "quantised", "merged", "defended", "codec", "healed")
 # C0 and C1 controls but tab and newline, direction overrides and isolates, zero-width marks, lone surrogates.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
@@ -93,7 +96,7 @@ def to_html(digest: Digest) -> str:
 
 def frontier_of(attack: AttackEntry) -> str:
     """The frontier figure of one attack; references are drawn first, codecs on top."""
-    rank = {kind: place for place, kind in enumerate(("base", "tuned", "control", "quantised", "merged", "codec"))}
+    rank = {kind: place for place, kind in enumerate(_DRAWN)}
     entries = sorted(attack.variants, key=lambda entry: rank[entry.kind])
     return figures.frontier(
         [Mark(short(entry), entry.kind, _span(entry.skill.rate), _span(entry.goal.rate)) for entry in entries],
@@ -137,7 +140,7 @@ def _beyond_shrinking(digest: Digest) -> Iterator[tuple[str, str, list[Estimate 
     rows: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for attack in digest.attacks:
         for entry in attack.variants:
-            if entry.kind in ("codec", "merged", "quantised") and entry.retention:
+            if entry.kind in ("codec", "healed", "defended", "merged", "quantised") and entry.retention:
                 rows.setdefault((entry.kind, entry.variant, entry.label), {})[attack.attack] = (
                     entry.retention.beyond_shrinking
                 )

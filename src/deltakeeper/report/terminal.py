@@ -21,6 +21,8 @@ _STYLES = {
     "base": "dim",
     "tuned": "bold",
     "codec": "cyan",
+    "healed": "bright_cyan",
+    "defended": "blue",
     "merged": "magenta",
     "quantised": "green",
     "control": "yellow",

@@ -105,6 +105,20 @@ class Fields:
             return dict(value)
         return self._refuse(name, value, "an object of plain values")
 
+    def flags(self, name: str) -> dict[str, bool]:
+        """An object whose values are booleans."""
+        value = self.raw(name)
+        if isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, bool) for k, v in value.items()):
+            return dict(value)
+        return self._refuse(name, value, "an object of true and false")
+
+    def optional_mapping(self, name: str) -> dict[str, Any] | None:
+        """An object of JSON values, nested as they may be, or null."""
+        value = self.raw(name)
+        if value is None or (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+            return None if value is None else dict(value)
+        return self._refuse(name, value, "an object or null")
+
     def objects(self, name: str) -> Iterator[tuple[str, Fields]]:
         """The items of a list of objects, each as its place and its fields."""
         value = self.raw(name)
@@ -130,6 +144,16 @@ class Fields:
     def _refuse(self, name: str, value: Any, expected: str) -> NoReturn:
         shown = repr(value) if isinstance(value, (str, int, float, bool)) else _kind(value)
         raise RunError(f"{self._where}: {name!r} is {shown[:60]} where {expected} is expected; write it again.")
+
+
+def check_version(read: Fields, where: str, known: int) -> None:
+    """Refuse a record of another version with RunError."""
+    version = read.raw("version")
+    if version != known or isinstance(version, bool):
+        raise RunError(
+            f"{where} has version {version!r} and this deltakeeper reads version {known}; "
+            "use the matching release or run the study again."
+        )
 
 
 def _is_number(value: Any) -> bool:

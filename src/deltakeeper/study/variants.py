@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["base", "tuned", "codec", "control", "merged", "quantised"]
+Kind = Literal["base", "tuned", "codec", "healed", "defended", "control", "merged", "quantised"]
 
 
 @dataclass(frozen=True)
