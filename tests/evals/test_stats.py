@@ -13,7 +13,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from deltakeeper.evals.stats import (
-    _draw,
     benjamini_hochberg,
     draw_counts,
     mcnemar_exact,
@@ -26,6 +25,7 @@ from deltakeeper.evals.stats import (
     wilson,
     zero_hit_bound,
 )
+from deltakeeper.evals.stats.bootstrap import _draw
 
 Z = 1.959963984540054
 
@@ -135,7 +135,7 @@ def test_counts_draw_as_many_units_as_there_are(n, seed):
 
 def test_counts_do_not_depend_on_how_they_are_chunked(monkeypatch):
     whole = draw_counts(7, resamples=100, seed=4)
-    monkeypatch.setattr("deltakeeper.evals.stats._CHUNK", 21)
+    monkeypatch.setattr("deltakeeper.evals.stats.bootstrap._CHUNK", 21)
     _draw.cache_clear()
     assert (draw_counts(7, resamples=100, seed=4) == whole).all()
 

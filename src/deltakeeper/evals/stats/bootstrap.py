@@ -1,0 +1,123 @@
+"""Bootstrap over prompts or clusters of prompts, all arms resampled together.
+
+A resample is held as counts: how often each prompt was drawn. A weighted sum of a column of events is then one matrix
+product, clusters of prompts need no ragged arrays, and all arms of a study share the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from deltakeeper.evals.stats.estimates import LEVEL, Estimate, Floats, percentile_estimate
+
+Statistic = Callable[[Floats], Floats]
+"""Takes counts `(resamples, n)` of how often each unit was drawn; gives one value a resample, `(resamples,)`."""
+
+RESAMPLES = 10_000
+_CHUNK = 1_000_000
+"""Entries drawn at a time, so that the drawing itself needs little memory beside its result."""
+
+
+def draw_counts(
+    n: int, *, resamples: int = RESAMPLES, seed: int = 0, clusters: Sequence[Hashable] | None = None
+) -> Floats:
+    """Bootstrap draws with replacement, as counts `(resamples, n)`, float64.
+
+    Args:
+        n: number of units (prompts or passages).
+        resamples: number of resamples.
+        seed: equal arguments and seed give equal counts.
+        clusters: cluster of each unit; whole clusters are then drawn, so the total may differ between resamples.
+
+    Raises:
+        ValueError: there are no units, or not one cluster a unit.
+    """
+    if n < 1:
+        raise ValueError("a bootstrap needs at least one unit")
+    if clusters is None:
+        return _draw(n, resamples, seed)
+    if len(clusters) != n:
+        raise ValueError(f"there are {len(clusters)} cluster names for {n} units")
+    known: dict[Hashable, int] = {}
+    members = [known.setdefault(cluster, len(known)) for cluster in clusters]
+    return _draw(len(known), resamples, seed)[:, members]
+
+
+@lru_cache(maxsize=3)  # the attack's prompts, the skill's, and the seeds: a report asks for the same draws again
+def _draw(groups: int, resamples: int, seed: int) -> Floats:
+    rng = np.random.default_rng(seed)
+    counts = np.empty((resamples, groups))
+    step = max(1, _CHUNK // groups)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+        counts[start : start + rows] = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
+    counts.flags.writeable = False
+    return counts
+
+
+def resampled_means(values: Floats, counts: Floats) -> Floats:
+    """Mean of `values` `(..., n)` in every resample of `counts` `(resamples, n)`: `(..., resamples)`."""
+    means: Floats = values @ counts.T / counts.sum(1)
+    return means
+
+
+def paired_bootstrap(
+    statistic: Statistic,
+    n: int,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = LEVEL,
+) -> Estimate:
+    """Percentile bootstrap of any statistic of `n` units whose arms are resampled together.
+
+    Args:
+        statistic: vectorised; called with counts `(1, n)` of ones for the observed value, then with all draws.
+        n: number of units.
+        resamples: number of resamples.
+        seed: seed of the draws.
+        clusters: cluster of each unit; whole clusters are drawn.
+        level: coverage that the interval aims at.
+    """
+    counts = draw_counts(n, resamples=resamples, seed=seed, clusters=clusters)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return percentile_estimate(float(statistic(np.ones((1, n)))[0]), statistic(counts), level)
+
+
+def non_inferiority_bound(
+    reference: Floats,
+    other: Floats,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = LEVEL,
+) -> float | None:
+    """One-sided upper bound of the relative loss `1 - mean(other) / mean(reference)`, paired by position.
+
+    The loss is shown to be at most m at the level if the bound is at most m.
+
+    Args:
+        reference: scores `(n,)` of the arm that must not be undercut.
+        other: scores `(n,)` of the arm under test, on the same prompts.
+        resamples: number of resamples.
+        seed: seed of the draws.
+        clusters: cluster of each prompt.
+        level: coverage of the one-sided bound.
+
+    Returns:
+        The bound, or None if the reference is zero too often for a ratio.
+    """
+
+    def loss(counts: Floats) -> Floats:
+        return 1 - resampled_means(other, counts) / resampled_means(reference, counts)
+
+    two_sided = 2 * level - 1
+    return paired_bootstrap(
+        loss, len(reference), resamples=resamples, seed=seed, clusters=clusters, level=two_sided
+    ).high
