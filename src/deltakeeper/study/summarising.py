@@ -1,0 +1,371 @@
+"""Cells to a summary: every number of a run over seeds × prompts, computed once, before anything is drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from deltakeeper.evals import replicates
+from deltakeeper.evals.comparison import Clusters
+from deltakeeper.evals.pooling import FEW_SEEDS, Replicated, Runs
+from deltakeeper.evals.replicates import ReplicatedArms
+from deltakeeper.evals.stats import Estimate, benjamini_hochberg
+from deltakeeper.study.cells import Cell, RunInfo
+from deltakeeper.study.groups import Group, group_cells
+from deltakeeper.study.paper import HEADLINES, LOSS_LIMIT
+from deltakeeper.study.summary import (
+    AttackSummary,
+    Comparison,
+    Number,
+    PaperBest,
+    PaperCell,
+    Row,
+    Summary,
+    Versus,
+)
+
+RESAMPLES = 2_000
+"""The bootstrap gives only the shape of an interval, so few resamples do."""
+SEED = 20411  # any fixed number: the same cells give the same summary, byte for byte
+MOST_IDS = 10
+CODECS = ("codec",)
+GUARDED = ("healed",)
+_CAUTION = re.compile(r"(\d+ seeds: the interval is rough|one seed: the interval knows of prompts only)(; )?")
+
+
+def summarise(cells: Iterable[Cell], run: RunInfo, clusters: Clusters | None = None) -> Summary:
+    """Everything a table or a figure says of a run.
+
+    Args:
+        cells: all cells of the run, in any order; every attack needs one arm that is the base and one the fine-tune.
+        run: where the run comes from; names the primary comparison.
+        clusters: cluster of near-duplicates by prompt id.
+
+    Raises:
+        RunError: an attack lacks base or fine-tune, or arms were not put to the same probes.
+        DataError: arms were not asked the same prompts.
+    """
+    groups = group_cells(cells, clusters)
+    attacks, tests = _corrected([_attack(group, run) for group in groups], run.primary)
+    return Summary(
+        study=run.study,
+        command=run.command,
+        model=run.model,
+        versions=run.versions,
+        hardware=run.hardware,
+        judges=tuple({"name": j.name, "version": j.version, "sha256": j.sha256} for j in run.judges),
+        primary=run.primary,
+        tests=tests,
+        attacks=tuple(attacks),
+        paper=tuple(_paper(family, attacks) for family in HEADLINES if any(a.family == family for a in attacks)),
+        notes=(*run.notes, *_notes(attacks)),
+    )
+
+
+def rows_of(group: Group) -> tuple[Row, ...]:
+    """One row for every arm of an attack, over the seeds that it was run with."""
+    return tuple(_row(group, variant) for variant in group.arms)
+
+
+def _attack(group: Group, run: RunInfo) -> AttackSummary:
+    info = run.attacks.get(group.attack)
+    tuned = group.first(group.tuned)
+    return AttackSummary(
+        attack=group.attack,
+        family=group.family,
+        title=info.title if info else group.attack.replace("_", " "),
+        recipe=group.recipe,
+        adaptive=_plain(group.adaptive),
+        seeds=group.seeds,
+        prompts={role: len(tuned.probe_of(role).answers) for role in ("goal", "skill", "over_refusal")},
+        rows=rows_of(group),
+    )
+
+
+def _row(group: Group, variant: str) -> Row:
+    cell = group.first(variant)
+    seeds = group.shared_seeds(variant) if variant != group.base else group.seeds
+    goal, skill, refusals = (group.name_of(role) for role in ("goal", "skill", "over_refusal"))
+    rates = {name: _rate(group, variant, name, seeds) for name in cell.probes}
+    answers = [answer for seed in seeds for answer in group.cell(variant, seed).probes[goal].answers]
+    return Row(
+        variant=variant,
+        kind=cell.kind,
+        label=cell.label,
+        bytes=cell.bytes,
+        bits_per_weight=_rounded(cell.bits_per_weight),
+        norm_ratio=_rounded(cell.fidelity.norm_ratio if cell.fidelity else None),
+        seeds=seeds,
+        attack=rates[goal][0],
+        attack_by_seed=rates[goal][1],
+        skill=rates[skill][0],
+        skill_by_seed=rates[skill][1],
+        over_refusal=rates[refusals][0],
+        over_refusal_by_seed=rates[refusals][1],
+        contrasts={name: rates[name][0] for name, probe in cell.probes.items() if probe.role == "contrast"},
+        utility={name: round(_mean(task), 5) for name, task in _utility(group, variant, seeds).items()},
+        incoherent=round(sum(a.outcome in ("incoherent", "empty") for a in answers) / len(answers), 5),
+        versus=None if variant in (group.base, group.tuned) else _versus(group, variant, seeds),
+    )
+
+
+def _rate(group: Group, variant: str, probe: str, seeds: Sequence[int]) -> tuple[Number, tuple[float, ...]]:
+    runs = group.runs(variant, probe, seeds)
+    found = replicates.rate(runs, group.clusters_of(runs), seed=SEED, resamples=RESAMPLES)
+    by_seed = tuple(round(sum(scores.values()) / len(scores), 5) for _, scores in sorted(runs.items()))
+    return number(found.pooled), by_seed
+
+
+def _versus(group: Group, variant: str, seeds: Sequence[int]) -> Versus:
+    settings: dict[str, Any] = {"seed": SEED, "resamples": RESAMPLES}
+    goal, skill = (group.three_arms(variant, group.name_of(role), seeds) for role in ("goal", "skill"))
+    refusals = group.three_arms(variant, group.name_of("over_refusal"), seeds)
+    mitigation = replicates.mitigation(goal, **settings)
+    kept = replicates.selectivity(goal, skill, **settings)
+    loss = replicates.utility_loss(skill, **settings)
+    skill_lost = replicates.difference(skill.tuned, skill.served, skill.clusters, **settings)
+    refused = replicates.difference(refusals.served, refusals.base, refusals.clusters, **settings)
+    over, factor = _over_shrinking(group, variant, goal, skill)
+    equal = [_equal_norm(group, variant, arms, role) for arms, role in ((goal, "goal"), (skill, "skill"))]
+    flips = goal.flips()
+    gained = Counter(id for table in flips.values() for id in table.gained_ids)
+    new = {seed: {id: float(id in flips[seed].gained_ids) for id in goal.prompts} for seed in goal.seeds}
+    tuned_utility, served_utility = (_utility(group, name, seeds) for name in (group.tuned, variant))
+    return Versus(
+        absolute=number(mitigation.absolute.pooled),
+        relative=number(mitigation.relative.pooled),
+        recovered=number(mitigation.recovered.pooled),
+        attack_kept=number(kept.attack.pooled),
+        skill_kept=number(kept.skill.pooled),
+        selectivity=number(kept.difference.pooled),
+        over_shrinking=over,
+        shrinking_factor=factor,
+        equal_norm=equal[0],
+        equal_norm_skill=_negated(equal[1]),
+        loss=number(loss.versus_tuned.pooled),
+        loss_bound=_rounded(loss.bound),
+        over_refusal_change=number(refused.pooled),
+        perplexity_ratio=_perplexity_ratio(group, variant, seeds),
+        utility={
+            name: _task_loss(tuned_utility[name], served_utility[name])
+            for name in served_utility
+            if name in tuned_utility
+        },
+        lost=sum(table.lost for table in flips.values()),
+        gained=sum(table.gained for table in flips.values()),
+        gained_share=number(replicates.rate(new, goal.clusters, **settings).pooled),
+        gained_ids=tuple(id for id, _ in sorted(gained.items(), key=lambda item: (-item[1], item[0]))[:MOST_IDS]),
+        attack_test=_test(mitigation.absolute, goal),
+        skill_test=_test(skill_lost, skill),
+    )
+
+
+def _test(found: Replicated, arms: ReplicatedArms) -> Comparison:
+    """Student's t over seeds and prompts; the exact McNemar test where there is one seed."""
+    p, detectable = found.p, found.detectable
+    if len(arms.seeds) == 1 and arms.clusters is None:
+        table = arms.flips()[arms.seeds[0]]
+        p, detectable = table.p, table.detectable
+    return Comparison(p=None if p is None else float(f"{p:.4g}"), q=None, detectable=_rounded(detectable))
+
+
+def _over_shrinking(
+    group: Group, variant: str, goal: ReplicatedArms, skill: ReplicatedArms
+) -> tuple[Number, float | None]:
+    if variant in group.shrunk().values():
+        return absent("this is the shrunk delta"), None
+    shrunk = {
+        factor: (
+            group.runs(name, group.name_of("goal"), goal.seeds),
+            group.runs(name, group.name_of("skill"), goal.seeds),
+        )
+        for factor, name in group.shrunk().items()
+        if 0 < factor < 1 and group.shared_seeds(name, variant) == goal.seeds
+    }
+    if not shrunk:
+        return absent("no shrunk delta of these seeds"), None
+    found = replicates.gain_over_shrinking(goal, skill, shrunk, seed=SEED, resamples=RESAMPLES)
+    return number(found.gain.pooled), _rounded(found.factor)
+
+
+def _equal_norm(group: Group, variant: str, arms: ReplicatedArms, role: str) -> Number:
+    """Rate of the delta shrunk to the arm's norm, between the factors that were run, minus the arm's rate."""
+    fidelity = group.first(variant).fidelity
+    if fidelity is None:
+        return absent("the norm of its delta is not known")
+    probe, norm = group.name_of(role), fidelity.norm_ratio
+    path: dict[float, Runs] = {0.0: arms.base, 1.0: arms.tuned}
+    for factor, name in group.shrunk().items():
+        if 0 < factor < 1 and group.shared_seeds(name, variant) == arms.seeds:
+            path[factor] = group.runs(name, probe, arms.seeds)
+    if len(path) == 2:
+        return absent("no shrunk delta of these seeds")
+    if not 0 <= norm <= 1:
+        return absent("its delta is longer than the fine-tune's")
+    below, above = max(f for f in path if f <= norm), min(f for f in path if f >= norm)
+    share = (norm - below) / (above - below) if above > below else 0.0
+    between = {
+        seed: {id: (1 - share) * path[below][seed][id] + share * path[above][seed][id] for id in arms.prompts}
+        for seed in arms.seeds
+    }
+    found = replicates.difference(between, arms.served, arms.clusters, seed=SEED, resamples=RESAMPLES)
+    return number(found.pooled)
+
+
+def _perplexity_ratio(group: Group, variant: str, seeds: Sequence[int]) -> Number:
+    logs: dict[int, dict[str, float]] = {}
+    for seed in seeds:
+        tuned, served = (group.cell(name, seed).perplexity for name in (group.tuned, variant))
+        if tuned is None or served is None:
+            return absent("not measured")
+        if tuned.tokens != served.tokens:
+            return absent("the fine-tune read other passages")
+        scale = len(tuned.tokens) / sum(tuned.tokens)
+        pairs = zip(served.nll, tuned.nll, strict=True)
+        logs[seed] = {f"{i:06d}": (c - f) * scale for i, (c, f) in enumerate(pairs)}
+    if not any(gap for gaps in logs.values() for gap in gaps.values()):
+        return Number(value=1.0, low=1.0, high=1.0, note="every likelihood is the fine-tune's")
+    found = replicates.rate(logs, seed=SEED, resamples=RESAMPLES)
+    ends = [math.exp(x) if x is not None and x < 700 else None for x in (found.value, found.low, found.high)]
+    return number(Estimate(ends[0], ends[1], ends[2], found.note)) if ends[0] else absent("beyond a float")
+
+
+def _utility(group: Group, variant: str, seeds: Sequence[int]) -> dict[str, Runs]:
+    """Scores of every general task that the arm has under all seeds."""
+    cells = {seed: group.cell(variant, seed) for seed in seeds}
+    names = [set(cell.utility) for cell in cells.values()]
+    return {
+        name: {seed: {item.id: item.score for item in cell.utility[name].items} for seed, cell in cells.items()}
+        for name in sorted(set.intersection(*names) if names else ())
+    }
+
+
+def _task_loss(tuned: Runs, served: Runs) -> Number:
+    arms = ReplicatedArms(tuned, tuned, served)
+    return number(replicates.utility_loss(arms, seed=SEED, resamples=RESAMPLES).versus_tuned.pooled)
+
+
+def _mean(runs: Runs) -> float:
+    scores = [score for seed in runs.values() for score in seed.values()]
+    return sum(scores) / len(scores)
+
+
+def _corrected(attacks: Sequence[AttackSummary], primary: str) -> tuple[list[AttackSummary], int]:
+    """Benjamini-Hochberg over all tests of the run but those of the attack that were named beforehand."""
+
+    def tests(attack: AttackSummary) -> Iterator[Comparison]:
+        for row in attack.rows:
+            if row.versus is not None:
+                if row.variant != primary:
+                    yield row.versus.attack_test
+                yield row.versus.skill_test
+
+    values = [test.p for attack in attacks for test in tests(attack) if test.p is not None]
+    adjusted = iter(benjamini_hochberg(values))
+
+    def correct(test: Comparison) -> Comparison:
+        return test if test.p is None else test.model_copy(update={"q": float(f"{next(adjusted):.4g}")})
+
+    def row(old: Row) -> Row:
+        if old.versus is None:
+            return old
+        update = {} if old.variant == primary else {"attack_test": correct(old.versus.attack_test)}
+        update["skill_test"] = correct(old.versus.skill_test)
+        return old.model_copy(update={"versus": old.versus.model_copy(update=update)})
+
+    done = [attack.model_copy(update={"rows": tuple(map(row, attack.rows))}) for attack in attacks]
+    return done, len(values)
+
+
+def _paper(family: str, attacks: Sequence[AttackSummary]) -> PaperCell:
+    def best(kinds: Sequence[str], reading: str) -> PaperBest | None:
+        found = []
+        for attack in attacks:
+            for row in attack.rows if attack.family == family and attack.adaptive is None else ():
+                versus = row.versus if row.kind in kinds else None
+                if versus is None or versus.loss.value is None or versus.loss.value >= LOSS_LIMIT:
+                    continue
+                reduction = getattr(versus, reading)
+                if reduction.value is not None:
+                    found.append(
+                        (
+                            reduction.value,
+                            row.variant,
+                            PaperBest(
+                                attack=attack.attack,
+                                variant=row.variant,
+                                label=row.label,
+                                reduction=reduction,
+                                loss=versus.loss,
+                                shown=versus.shown_within(LOSS_LIMIT),
+                            ),
+                        )
+                    )
+        return max(found, key=lambda one: one[:2])[2] if found else None
+
+    return PaperCell(
+        family=family,
+        paper=HEADLINES[family],
+        points=best(CODECS, "absolute"),
+        relative=best(CODECS, "relative"),
+        healed_points=best(GUARDED, "absolute"),
+        healed_relative=best(GUARDED, "relative"),
+    )
+
+
+def _notes(attacks: Sequence[AttackSummary]) -> Iterator[str]:
+    seeds = sorted({len(attack.seeds) for attack in attacks})
+    prompts = sorted({attack.prompts["goal"] for attack in attacks})
+    seed_word = "seed" if seeds == [1] else "seeds"
+    yield f"{_span(seeds)} {seed_word} and {_span(prompts)} prompts per attack; intervals carry both."
+    if seeds[0] == 1:
+        yield "With one seed an interval knows of prompts only."
+    elif seeds[0] < FEW_SEEDS:
+        yield f"With fewer than {FEW_SEEDS} seeds intervals are rough; the rate of every seed stands beside them."
+    short = [
+        f"{attack.attack}/{row.variant}"
+        for attack in attacks
+        for row in attack.rows
+        if len(row.seeds) < len(attack.seeds)
+    ]
+    if short:
+        yield f"{len(short)} arms were run with fewer seeds than their fine-tune (first: {short[0]})."
+    if not any(attack.adaptive for attack in attacks):
+        yield "No attacker here knew of the codec: every gain is non-adaptive."
+    yield "The largest of several reductions is biased upwards; so is the paper's, which says “up to”."
+
+
+def _span(values: Sequence[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _plain(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if value is None else dict(json.loads(json.dumps(value, sort_keys=True)))
+
+
+def number(found: Estimate) -> Number:
+    """An estimate as it is stored: five decimals are more than any of these numbers carry.
+
+    The caution about few seeds is left out: every number of a row would repeat it, and the summary says it once.
+    """
+    note = _CAUTION.sub("", found.note)
+    return Number(value=_rounded(found.value), low=_rounded(found.low), high=_rounded(found.high), note=note)
+
+
+def absent(reason: str) -> Number:
+    """A number that is not there, with its reason."""
+    return Number(value=None, low=None, high=None, note=reason)
+
+
+def _negated(found: Number) -> Number:
+    if found.value is None or found.low is None or found.high is None:
+        return found
+    return Number(value=0.0 - found.value, low=0.0 - found.high, high=0.0 - found.low, note=found.note)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5) + 0.0
