@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binomtest, bootstrap, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from deltakeeper.evals.stats import (
+    bca_bootstrap,
     benjamini_hochberg,
     draw_counts,
     mcnemar_exact,
@@ -20,6 +21,7 @@ from deltakeeper.evals.stats import (
     minimum_detectable_effect,
     non_inferiority_bound,
     paired_bootstrap,
+    paired_permutation,
     percentile_estimate,
     resampled_means,
     wilson,
@@ -219,3 +221,64 @@ def test_non_inferiority_bound_is_the_upper_end_of_a_one_sided_interval():
     assert np.mean(draws <= bound) == pytest.approx(0.95, abs=0.01)
     assert non_inferiority_bound(reference, reference) == pytest.approx(0)
     assert non_inferiority_bound(np.zeros(10), np.ones(10)) is None
+
+
+def test_bca_equals_scipys():
+    rng = np.random.default_rng(21)
+    x = rng.exponential(size=60)
+    reference = bootstrap((x,), np.mean, method="BCa", n_resamples=9999, rng=np.random.default_rng(1))
+    got = bca_bootstrap(lambda counts: resampled_means(x, counts), 60, seed=3)
+    expected = reference.confidence_interval
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=0.03)
+    plain = paired_bootstrap(lambda counts: resampled_means(x, counts), 60, seed=3)
+    assert got.high > plain.high + 0.01  # the skew moves both ends up
+    assert got.low > plain.low
+
+
+def test_bca_leaves_out_whole_clusters():
+    x = np.random.default_rng(22).exponential(size=20)
+    one = bca_bootstrap(lambda counts: resampled_means(x, counts), 20, seed=3)
+    clusters = [i // 3 for i in range(60)]
+    three = bca_bootstrap(lambda counts: resampled_means(np.repeat(x, 3), counts), 60, seed=3, clusters=clusters)
+    assert (three.low, three.high) == pytest.approx((one.low, one.high))
+    assert bca_bootstrap(lambda counts: counts.sum(1), 5, clusters=[1] * 5).value is None
+
+
+SHORT = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=9)
+
+
+@settings(max_examples=30)
+@given(SHORT)
+def test_permutation_equals_scipys_exact_one(pairs):
+    one, other = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+
+    def mean_gap(x, y, axis):
+        return np.mean(x - y, axis=axis)
+
+    reference = permutation_test((one, other), mean_gap, permutation_type="samples", n_resamples=np.inf)
+    # scipy doubles the smaller tail; the statistic is symmetric, so both agree up to ties at the centre
+    assert paired_permutation(one, other) == pytest.approx(reference.pvalue)
+
+
+def test_permutation_of_events_equals_mcnemar():
+    tuned, served = np.array([1.0] * 20 + [0.0] * 3 + [1.0] * 5), np.array([0.0] * 8 + [1.0] * 20)
+    lost, gained = int(((tuned == 1) & (served == 0)).sum()), int(((tuned == 0) & (served == 1)).sum())
+    assert paired_permutation(tuned, served) == pytest.approx(mcnemar_exact(lost, gained))
+
+
+def test_random_permutations_come_near_the_exact_value(monkeypatch):
+    rng = np.random.default_rng(23)
+    one, other = rng.random(12) + 0.12, rng.random(12)
+    exact = paired_permutation(one, other)
+    monkeypatch.setattr("deltakeeper.evals.stats.significance._EXACT", 4)
+    assert paired_permutation(one, other, resamples=20_000, seed=5) == pytest.approx(exact, abs=0.012)
+
+
+def test_permutation_exchanges_clusters_whole():
+    x = np.random.default_rng(24).random(6)
+    clusters = [i // 4 for i in range(24)]
+    alone = paired_permutation(x, np.zeros(6))
+    assert paired_permutation(np.repeat(x, 4), np.zeros(24), clusters=clusters) == pytest.approx(alone) == 2 / 64
+    assert paired_permutation(np.ones(4), np.ones(4)) == 1
+    with pytest.raises(ValueError, match="cluster names"):
+        paired_permutation(np.ones(4), np.ones(4), clusters=[1])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, false_discovery_control
 
-from deltakeeper.evals.stats.estimates import LEVEL
+from deltakeeper.evals.stats.bootstrap import RESAMPLES
+from deltakeeper.evals.stats.estimates import LEVEL, Floats
+
+_EXACT = 14
+"""Up to this many groups that differ, all 2^k signs are tried."""
+_CHUNK = 1_000_000
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
@@ -65,3 +70,48 @@ def minimum_detectable_effect(n: int, discordant: float, *, power: float = 0.8, 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     """P-values adjusted for the false discovery rate (Benjamini and Hochberg 1995), in the given order."""
     return [float(q) for q in false_discovery_control(list(p))] if p else []
+
+
+def paired_permutation(
+    one: Floats,
+    other: Floats,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> float:
+    """Two-sided permutation p-value of a mean paired difference: within a group the two arms may be exchanged.
+
+    Exact while no more than 14 groups differ; beyond that by random exchanges, counting the observed one as one of
+    them, so that the value is never zero.
+
+    Args:
+        one: scores `(n,)` of one arm.
+        other: scores `(n,)` of the other arm on the same prompts.
+        clusters: group of each prompt, exchanged as a whole; each prompt by itself if not given.
+        resamples: number of random exchanges.
+        seed: seed of the random exchanges.
+
+    Raises:
+        ValueError: the arms or the clusters differ in length.
+    """
+    gaps = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    if clusters is not None:
+        if len(clusters) != len(gaps):
+            raise ValueError(f"there are {len(clusters)} cluster names for {len(gaps)} prompts")
+        sums: dict[Hashable, float] = {}
+        for cluster, gap in zip(clusters, gaps.tolist(), strict=True):
+            sums[cluster] = sums.get(cluster, 0.0) + gap
+        gaps = np.array(list(sums.values()))
+    gaps = gaps[np.abs(gaps) > 1e-12]
+    reached = abs(float(gaps.sum())) - 1e-9
+    k = len(gaps)
+    if k <= _EXACT:
+        signs = 1 - 2 * ((np.arange(2**k)[:, None] >> np.arange(k)) & 1)  # (2^k, k)
+        return float(np.mean(np.abs(signs @ gaps) >= reached))
+    rng = np.random.default_rng(seed)
+    extreme, step = 0, max(1, _CHUNK // k)
+    for start in range(0, resamples, step):
+        flips = rng.integers(2, size=(min(step, resamples - start), k))
+        extreme += int(np.sum(np.abs((1 - 2 * flips) @ gaps) >= reached))
+    return (extreme + 1) / (resamples + 1)
