@@ -30,7 +30,7 @@ Rates = Callable[..., Floats]
 """Takes, for each sample, the mean of every arm `(arms, resamples)`; gives one value a resample, `(resamples,)`."""
 
 _STEP = 1e-5
-_NOTHING = 1e-12
+_NOTHING = 1e-9
 """Errors below this are rounding."""
 _STREAM = 7919
 """Distance between the seeds of the streams that draw seeds and prompts, so that no two of a report meet."""
