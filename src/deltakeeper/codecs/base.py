@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from deltakeeper.codecs.box import Box
 from deltakeeper.fidelity import Sums
 from deltakeeper.layouts.base import Layout
 
@@ -74,6 +75,7 @@ class Codec(ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     control: ClassVar[bool] = False
+    boxless: ClassVar[str] = "it is not declared"
 
     @property
     def uses_inputs(self) -> bool:
@@ -113,6 +115,18 @@ class Codec(ABC):
     def expected_bytes(self, shape: tuple[int, int]) -> int | None:
         """The best guess at `payload_bytes` from shape and settings, or None where they tell nothing."""
         return self.payload_bytes(shape)
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Box | None:
+        """The deltas that `encode` gives the same terms for as for this one, up to rounding; None where none is known.
+
+        It is what the codec does not see, without inputs of the layer: where an attacker who knows the codec can change
+        a fine-tune and leave what is served as it was. A codec without one says why in `boxless`.
+
+        Args:
+            delta: as for `encode`; kept in the box, so not to be modified later.
+            name: as for `encode`.
+        """
+        return None
 
     @abstractmethod
     def encode(

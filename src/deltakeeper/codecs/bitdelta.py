@@ -12,13 +12,15 @@ from typing import ClassVar, Literal
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, RowEncoder, register_codec
+from deltakeeper.codecs.box import Box
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.codecs.planes import PlaneRows, Scale, Zero, choose_zero_rule, fit_planes, sample_step
+from deltakeeper.codecs.sign_box import sign_box
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
 from deltakeeper.layouts.bits import words_per_row
-from deltakeeper.layouts.signs import scale_shape
+from deltakeeper.layouts.signs import Signs, scale_shape
 
 
 @register_codec()
@@ -77,6 +79,13 @@ class BitDelta(Codec):
         if not any(bool(scale.any()) for scale in term.scales) and bool(values.any()):
             raise CodecError(f"the scale of '{name}' underflows to zero; leave this tensor dense.")
         return [term]
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Box:
+        """Every entry keeps its signs and every scale its mean magnitude; with the zero rule `auto` zeros stay zero."""
+        values = checked(delta, name)
+        (term,) = self.encode(values, name=name)
+        assert isinstance(term, Signs)
+        return sign_box(values, term, auto=self.zero == "auto")
 
     def encode_rows(self, shape: tuple[int, int], *, name: str) -> RowEncoder | None:
         """See `Codec.encode_rows`; for one plane with a scale per tensor or row."""

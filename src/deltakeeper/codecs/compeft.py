@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.cells import Cells, Means
 from deltakeeper.codecs.fields import check_range, check_types
-from deltakeeper.codecs.largest import kept_of, largest_of_tensor
+from deltakeeper.codecs.largest import box_of_largest, kept_of, largest_of_tensor
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
-from deltakeeper.layouts.bits import row_blocks
+from deltakeeper.layouts.bits import row_blocks, unpack_bits
 from deltakeeper.layouts.codes import code_words
 from deltakeeper.layouts.masks import best_mask, expected_mask_bytes, gather
 from deltakeeper.layouts.sparse import Sparse
@@ -81,6 +82,19 @@ class ComPeft(Codec):
         if not 0.0 <= magnitude <= float(np.finfo(np.float32).max):
             raise CodecError(f"the magnitude of '{name}' overflows float32; choose a smaller 'alpha'.")
         return [Sparse.from_signs(matrix, best_mask(words, matrix.shape[1]), magnitude)]
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Cells | None:
+        """Kept entries keep their sign and their mean magnitude and stay largest; none with `scale=std`."""
+        if self.scale == "std":
+            return None
+        matrix = checked(delta, name)
+        kept = unpack_bits(largest_of_tensor(matrix.numpy(), self.keep), matrix.shape[1])
+        pruned = box_of_largest(matrix, kept, kept_of(matrix.numel(), self.keep), by_row=False)
+        plus, minus = kept & (matrix > 0), kept & (matrix < 0)
+        least = float(matrix.abs().masked_fill(~kept, torch.inf).min()) if bool(kept.any()) else 0.0
+        low = pruned.low.masked_fill(plus, least).masked_fill_(minus, -torch.inf)
+        high = pruned.high.masked_fill(minus, -least).masked_fill_(plus, torch.inf)
+        return Cells.around(matrix, low, high, Means(plus.to(torch.int8) - minus.to(torch.int8), "tensor"))
 
 
 def _std(values: NDArray[np.float32]) -> float:

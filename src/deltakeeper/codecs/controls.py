@@ -34,6 +34,7 @@ class Shrink(Codec):
     summary: ClassVar[str] = "the whole delta times one factor"
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.19512"
     control: ClassVar[bool] = True
+    boxless: ClassVar[str] = "every entry is stored, so no two deltas are alike to it"
 
     factor: float = 0.5
 
@@ -73,6 +74,7 @@ class RandomSign(Codec):
     summary: ClassVar[str] = "random signs times the mean absolute delta, as large as one BitDelta plane"
     paper: ClassVar[str] = ""
     control: ClassVar[bool] = True
+    boxless: ClassVar[str] = "a control: nothing of an attack but its size survives it"
 
     scale: Literal["tensor", "row", "column"] = "tensor"
     zero: Literal["auto", "plus", "minus", "zero"] = "auto"

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.cells import Cells
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.grid import Grid
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.codecs.rescale import bound_q, least_error_q
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
+from deltakeeper.layouts.bits import unpack_bits
 from deltakeeper.layouts.codes import code_words
 from deltakeeper.layouts.masks import SeedMask, gather
 from deltakeeper.layouts.settings import FLOAT_DTYPES
@@ -104,6 +106,23 @@ class Dare(Codec):
             return [_rounded(matrix, recipe, INT_BITS[self.values], factor)]
         except LayoutError as error:
             raise CodecError(f"rescaling '{name}' by {factor:g} overflows float32; set 'q' to 1.") from error
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Cells:
+        """Entries that the seed drops are free; kept ones stay as they are, or as whole numbers in their cell."""
+        matrix = checked(delta, name)
+        kept = unpack_bits(self._mask(matrix, name), matrix.shape[1])
+        if self.values in FLOAT_DTYPES:
+            return Cells.holding(matrix, kept, torch.inf)
+        size = matrix.abs().masked_fill(~kept, 0.0)
+        largest = float(size.max())
+        low, high = Grid.symmetric(largest, INT_BITS[self.values]).cells(matrix)
+        low, high = low.clamp(min=-largest), high.clamp(max=largest)
+        fixed = kept & (size == largest)
+        low, high = torch.where(fixed, matrix, low), torch.where(fixed, matrix, high)
+        return Cells.around(matrix, low.masked_fill(~kept, -torch.inf), high.masked_fill(~kept, torch.inf))
+
+    def _mask(self, matrix: torch.Tensor, name: str) -> torch.Tensor:
+        return SeedMask(self.seed, name, 1.0 - self.p).words((matrix.shape[0], matrix.shape[1]))
 
     def _divisor(self, matrix: torch.Tensor, inputs: Inputs | None) -> float:
         if self.fit_q == "bound" and inputs is not None:

@@ -12,10 +12,12 @@ from typing import ClassVar
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.box import Box
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.gptq import quantise_columns, roots
 from deltakeeper.codecs.matrices import checked, peak
 from deltakeeper.codecs.rounding import ColumnRounding, NeighbourRounding
+from deltakeeper.codecs.spaces import Seen
 from deltakeeper.codecs.svd import exact_svd, randomised_svd
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
@@ -118,6 +120,21 @@ class DeltaCome(Codec):
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:
         """See `Codec.encode`; one `lowrank` term for each band."""
+        return self._encode(delta, name, inputs, Seen())
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Box | None:
+        """Changes orthogonal to all that the sketches and the quantised vectors look at, below the least value kept.
+
+        Codes that rounding turns over may differ. None where a band is decomposed exactly or everything is looked at.
+        """
+        matrix = checked(delta, name)
+        if not bool(matrix.any()):
+            return None
+        seen = Seen()
+        self._encode(matrix, name, None, seen)
+        return seen.box(matrix, peak(matrix))
+
+    def _encode(self, delta: torch.Tensor, name: str, inputs: Inputs | None, seen: Seen) -> list[Layout]:
         matrix = checked(delta, name)
         out, columns = matrix.shape
         bands = self.bands((out, columns))
@@ -129,15 +146,17 @@ class DeltaCome(Codec):
             ]
         weights = self._weights(inputs, columns)
         left_over = matrix / scale  # squares of the smallest and the largest deltas do not fit float32
-        whole = None if self.refine else self._leading(left_over, sum(count for _, count in bands), None, name)
+        whole = None if self.refine else self._leading(left_over, sum(count for _, count in bands), None, name, seen)
         terms: list[Layout] = []
         start = 0
         for bits, count in bands:
             if whole is None:
-                u, v = self._leading(left_over, count, weights, name)
+                u, v = self._leading(left_over, count, weights, name, seen)
             else:
                 u, v = whole[0][:, start : start + count], whole[1][start : start + count]
             left, right = self._quantise(left_over, u, v, bits, weights)
+            if self.refine:
+                seen.add(right=right.to_dense().T)
             try:
                 terms.append(Lowrank.from_terms(left, right, scale))
             except LayoutError as error:
@@ -148,15 +167,17 @@ class DeltaCome(Codec):
         return terms
 
     def _leading(
-        self, matrix: torch.Tensor, rank: int, weights: Weights | None, name: str
+        self, matrix: torch.Tensor, rank: int, weights: Weights | None, name: str, seen: Seen
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`U (out, rank)` and `Σ Vᵀ (rank, in)`, whose product is the nearest of this rank where the inputs go."""
-        seen = matrix if weights is None else matrix @ weights.root
+        weighed = matrix if weights is None else matrix @ weights.root
         width = rank + OVERSAMPLE
         if 2 * width < min(matrix.shape):
-            u, s, vt = randomised_svd(seen, width, name=name, niter=self.niter)
+            u, s, vt = randomised_svd(weighed, width, name=name, niter=self.niter, seen=seen)
         else:
-            u, s, vt = exact_svd(seen)
+            seen.exact = True
+            u, s, vt = exact_svd(weighed)
+        seen.limit = min(seen.limit, float(s[rank - 1]))
         v = s[:rank, None] * vt[:rank]
         return u[:, :rank], v if weights is None else v @ weights.inverse
 

@@ -13,11 +13,12 @@ from typing import ClassVar, Literal
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.cells import Cells
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.gptq import quantise_columns
 from deltakeeper.codecs.largest import kept_of
 from deltakeeper.codecs.matrices import checked, peak
-from deltakeeper.codecs.pruning import PrunedRounding, prune_and_round, row_steps
+from deltakeeper.codecs.pruning import PrunedRounding, prune_and_round, pruned_cells, row_steps
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
 from deltakeeper.layouts.bits import pack_bits
@@ -95,6 +96,17 @@ class DeltaZip(Codec):
         kept = kept_of(math.prod(shape), self.keep)
         return 4 * (shape[0] + code_words(kept, self.bits)) + expected_mask_bytes(shape, kept)
 
+    def box(self, delta: torch.Tensor, *, name: str) -> Cells | None:
+        """Kept entries stay kept, in their cell, and dropped ones dropped; none with `search`, nor with a text."""
+        if self.search:
+            return None
+        matrix = checked(delta, name)
+        return pruned_cells(matrix, row_steps(matrix, self.bits, search=False), self.bits, self._share)
+
+    @property
+    def _share(self) -> float | None:
+        return None if self.pattern == "2:4" else self.keep
+
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None
     ) -> list[Layout]:
@@ -110,7 +122,7 @@ class DeltaZip(Codec):
         stored = (scale.double() * level).float()
         if not bool(torch.isfinite(stored * 2 ** (self.bits - 1)).all()) or bool(scale.any()) > bool(stored.any()):
             raise CodecError(f"the steps of '{name}' leave float32; leave this tensor dense.")
-        keep = None if self.pattern == "2:4" else self.keep
+        keep = self._share
         codes, words = prune_and_round(matrix, scale, self.bits, keep)
         if gram is not None:
             rule = PrunedRounding((out, columns), scale, self.bits, keep, BLOCK)

@@ -22,6 +22,7 @@ class DenseCodec(Codec):
     title: ClassVar[str] = "Uncompressed"
     summary: ClassVar[str] = "every entry, exactly"
     paper: ClassVar[str] = ""
+    boxless: ClassVar[str] = "every entry is stored, so no two deltas are alike to it"
 
     def encode(
         self, delta: torch.Tensor, *, name: str, tuned: torch.Tensor | None = None, inputs: Inputs | None = None

@@ -46,6 +46,7 @@ class DQRelo(Codec):
     title: ClassVar[str] = "D-QRELO"
     summary: ClassVar[str] = "one sign bit per weight, plus a low-rank term for the residual"
     paper: ClassVar[str] = "https://arxiv.org/abs/2604.16940"
+    boxless: ClassVar[str] = "signs fix entries and the low-rank part fixes directions; no simple set keeps both"
 
     rank: int = 16
     factors: Factors = "float16"

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from deltakeeper.codecs.box import MARGIN
 from deltakeeper.layouts.bits import row_blocks
 
 
@@ -45,3 +46,12 @@ class Grid:
             nearest = np.rint(matrix[rows].numpy() / np.float64(self.step)) + self.zero_point
             found.numpy()[rows] = np.clip(nearest, 0, 2**self.bits - 1)
         return found
+
+    def cells(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Least and largest value of the same code for each entry, `-inf` and `inf` past the outermost codes."""
+        codes = self.codes(matrix)
+        middle = codes.double().sub_(self.zero_point)
+        half = 0.5 - MARGIN
+        low = ((middle - half) * self.step).float().masked_fill_(codes == 0, -torch.inf)
+        high = ((middle + half) * self.step).float().masked_fill_(codes == 2**self.bits - 1, torch.inf)
+        return low, high

@@ -12,9 +12,11 @@ from typing import ClassVar, Literal
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.box import Box
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked, peak
 from deltakeeper.codecs.rounding import group_scale
+from deltakeeper.codecs.spaces import Seen
 from deltakeeper.codecs.svd import Triplet, exact_svd, randomised_svd
 from deltakeeper.codecs.vector_rates import Band, VectorRates
 from deltakeeper.errors import CodecError, LayoutError
@@ -115,6 +117,20 @@ class ImPart(Codec):
             raise CodecError(f"the factors of '{name}' leave float32; leave this tensor dense.") from error
         return terms
 
+    def box(self, delta: torch.Tensor, *, name: str) -> Box | None:
+        """Changes orthogonal to all that the sketches look at, below the least singular value kept.
+
+        None where the matrix is so small that it is decomposed exactly or everything is looked at.
+        """
+        matrix = checked(delta, name)
+        scale = peak(matrix)
+        if scale == 0.0:
+            return None
+        seen = Seen()
+        (_, s, _), rates = self._thinned(matrix / scale, name, seen)
+        seen.limit = float(s[len(rates) - 1])
+        return seen.box(matrix, scale)
+
     def _budget(self, shape: tuple[int, int]) -> int:
         return int(2 * shape[0] * shape[1] / self.cr)
 
@@ -129,7 +145,7 @@ class ImPart(Codec):
             start = stop
         return found
 
-    def _thinned(self, matrix: torch.Tensor, name: str) -> tuple[Triplet, torch.Tensor]:
+    def _thinned(self, matrix: torch.Tensor, name: str, seen: Seen | None = None) -> tuple[Triplet, torch.Tensor]:
         """Vectors, and the rates of the first of them that are kept at all."""
         out, columns = matrix.shape
         smaller, budget = min(out, columns), self._budget((out, columns))
@@ -142,8 +158,12 @@ class ImPart(Codec):
             exact = 2 * (width + OVERSAMPLE) >= smaller
             if exact:
                 found, width = exact_svd(matrix), vectors
+                if seen is not None:
+                    seen.exact = True
             else:
-                found = randomised_svd(matrix, width + OVERSAMPLE, name=name, seed=self.seed, niter=self.niter)
+                found = randomised_svd(
+                    matrix, width + OVERSAMPLE, name=name, seed=self.seed, niter=self.niter, seen=seen
+                )
             bands = self._bands(width)
             keys = [[philox_key(self.seed, key) for key in mask_names(name, band)] for band in range(len(bands))]
             rates = VectorRates((out, columns), bands, vectors, budget, keys).rates(found[1][:width], self.c)

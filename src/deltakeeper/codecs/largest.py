@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deltakeeper.codecs.box import MARGIN
+from deltakeeper.codecs.cells import Cells
 from deltakeeper.layouts.bits import byte_view, pack_rows, row_blocks, zero_words
 
 
@@ -75,3 +77,22 @@ def largest_of_rows(values: NDArray[np.float32], keep: float) -> torch.Tensor:
         chosen = above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= ties))
         pack_rows(chosen & (block > 0), byte_view(mask)[rows])
     return mask
+
+
+def box_of_largest(matrix: torch.Tensor, kept: torch.Tensor, wanted: int, *, by_row: bool) -> Cells:
+    """Kept entries as they are, all others of smaller magnitude than the least of those.
+
+    Args:
+        matrix: float32 `(out, in)`.
+        kept: its largest entries, bool `(out, in)`.
+        wanted: how many were to be kept of the matrix, or of each row; with fewer, all others are zeros and stay so.
+        by_row: whether rows are pruned apart.
+    """
+    size = matrix.abs()
+    least = torch.where(kept, size, torch.inf)
+    if by_row:
+        limit = torch.where(kept.sum(1, keepdim=True) == wanted, least.amin(1, keepdim=True), 0.0)  # (out, 1)
+    else:
+        limit = least.amin() if int(kept.sum()) == wanted else torch.zeros(())
+    limit = limit * (1 - MARGIN)
+    return Cells.around(matrix, torch.where(kept, matrix, -limit), torch.where(kept, matrix, limit))

@@ -13,11 +13,13 @@ from typing import ClassVar, Literal
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.cells import Cells
 from deltakeeper.codecs.fields import check_range, check_types
-from deltakeeper.codecs.largest import kept_of, largest_of_rows, largest_of_tensor
+from deltakeeper.codecs.largest import box_of_largest, kept_of, largest_of_rows, largest_of_tensor
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
+from deltakeeper.layouts.bits import unpack_bits
 from deltakeeper.layouts.masks import best_mask, expected_mask_bytes
 from deltakeeper.layouts.settings import FLOAT_DTYPES
 from deltakeeper.layouts.sparse import Sparse
@@ -67,12 +69,22 @@ class Magnitude(Codec):
     ) -> list[Layout]:
         """See `Codec.encode`; one `sparse` term."""
         matrix = checked(delta, name)
-        if self.per == "tensor":
-            mask = largest_of_tensor(matrix.numpy(), self.keep)
-        else:
-            mask = largest_of_rows(matrix.numpy(), self.keep)
+        mask = self._mask(matrix)
         factor = 1.0 / self.keep if self.rescale else 1.0
         try:
             return [Sparse.from_matrix(matrix, best_mask(mask, matrix.shape[1]), self.values, factor=factor)]
         except LayoutError as error:
             raise CodecError(f"rescaling '{name}' by {factor:g} overflows float32; turn 'rescale' off.") from error
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Cells:
+        """Kept entries stay as they are, dropped ones below the least of them."""
+        matrix = checked(delta, name)
+        kept = unpack_bits(self._mask(matrix), matrix.shape[1])
+        wanted = kept_of(matrix.numel(), self.keep)
+        if self.per == "row":
+            wanted = kept_of(matrix.shape[1], self.keep)
+        return box_of_largest(matrix, kept, wanted, by_row=self.per == "row")
+
+    def _mask(self, matrix: torch.Tensor) -> torch.Tensor:
+        largest = largest_of_tensor if self.per == "tensor" else largest_of_rows
+        return largest(matrix.numpy(), self.keep)

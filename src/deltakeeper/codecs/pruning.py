@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltakeeper.codecs.largest import largest_of_tensor
+from deltakeeper.codecs.box import MARGIN
+from deltakeeper.codecs.cells import Cells
+from deltakeeper.codecs.largest import kept_of, largest_of_tensor
 from deltakeeper.layouts.bits import byte_view, pack_rows, row_blocks, unpack_bits, unpack_rows, zero_words
 
 SHRINKS = tuple(1 - step / 100 for step in range(80))
@@ -125,3 +127,49 @@ def row_steps(matrix: torch.Tensor, bits: int, *, search: bool) -> torch.Tensor:
             best, least = np.where(better, step, best), np.where(better, error, least)
         steps.numpy()[rows] = best
     return steps
+
+
+def pruned_cells(matrix: torch.Tensor, scale: torch.Tensor, bits: int, keep: float | None) -> Cells:
+    """What `prune_and_round` prunes and rounds alike, with the largest entries of each row as they are.
+
+    Args:
+        matrix: float32 `(out, in)`.
+        scale: float32 `(out,)`, what `row_steps` gives without a search.
+        bits: of a code, 2 to 8.
+        keep: share of all entries to keep; None for two of each four.
+    """
+    _, words = prune_and_round(matrix, scale, bits, keep)
+    kept = unpack_bits(words, matrix.shape[1])
+    size = matrix.abs()
+    border = _border(size, kept, None if keep is None else kept_of(matrix.numel(), keep))
+    widest = size.amax(1, keepdim=True)
+    rounded = (matrix / torch.where(scale == 0, torch.inf, scale)[:, None]).round_()
+    number = rounded.clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    half, step = 0.5 - MARGIN, scale[:, None]
+    low, high = torch.maximum((number - half) * step, -widest), torch.minimum((number + half) * step, widest)
+    # a kept entry stays on its side of zero and above the border, a dropped one within it
+    stays = border * (1 + MARGIN)
+    low = torch.where(kept & (matrix > 0), torch.maximum(low, stays), low)
+    high = torch.where(kept & (matrix < 0), torch.minimum(high, -stays), high)
+    high = torch.where(kept & (number == number.new_tensor(2 ** (bits - 1) - 1)), widest, high)
+    low = torch.where(kept & (number == number.new_tensor(-(2 ** (bits - 1)))), -widest, low)
+    within = torch.minimum(border * (1 - MARGIN), widest)
+    low, high = torch.where(kept, low, -within), torch.where(kept, high, within)
+    fixed = size == widest
+    return Cells.around(matrix, torch.where(fixed, matrix, low), torch.where(fixed, matrix, high))
+
+
+def _border(size: torch.Tensor, kept: torch.Tensor, wanted: int | None) -> torch.Tensor:
+    """A magnitude between what is kept and what is dropped, in each four columns or (`wanted` given) everywhere."""
+    out, columns = size.shape
+    if wanted is None:
+        room = -columns % 4
+        fours = torch.nn.functional.pad(size, (0, room)).view(out, -1, 4)
+        chosen = torch.nn.functional.pad(kept, (0, room)).view(out, -1, 4)
+        least = fours.masked_fill(~chosen, torch.inf).amin(2)
+        most = fours.masked_fill(chosen, 0.0).amax(2)
+        middle = torch.where(torch.isinf(least), most, (least + most) / 2)
+        return middle.repeat_interleave(4, dim=1)[:, :columns]
+    if int(kept.sum()) < wanted:  # all others are zeros
+        return torch.zeros(1, 1)
+    return (size.masked_fill(~kept, torch.inf).amin() + size.masked_fill(kept, 0.0).amax()).reshape(1, 1) / 2

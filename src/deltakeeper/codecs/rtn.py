@@ -12,11 +12,14 @@ from typing import ClassVar, Literal
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.box import MARGIN
+from deltakeeper.codecs.cells import Cells
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
 from deltakeeper.layouts.grouped_int import MAX_GROUP, GroupedInt
+from deltakeeper.layouts.groups import spread_groups
 
 
 @register_codec()
@@ -72,3 +75,34 @@ class Rtn(Codec):
         if not bool(term.scale.any()) and bool(matrix.any()):
             raise CodecError(f"the scales of '{name}' underflow to zero; leave this tensor dense.")
         return [term]
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Cells:
+        """Entries stay in the cell of their code, and those that set the scale of their group as they are."""
+        matrix = checked(delta, name)
+        (term,) = self.encode(matrix, name=name)
+        assert isinstance(term, GroupedInt)
+        least, largest = group_extremes(matrix, self.group, symmetric=self.symmetric)
+        step = torch.from_numpy(spread_groups(term.steps, self.group, matrix.shape[1]))
+        code = torch.from_numpy(term.numbers())
+        low = torch.maximum((code - (0.5 - MARGIN)) * step, least)
+        high = torch.minimum((code + (0.5 - MARGIN)) * step, largest)
+        fixed = (matrix == least) | (matrix == largest)
+        return Cells.around(matrix, torch.where(fixed, matrix, low), torch.where(fixed, matrix, high))
+
+
+def group_extremes(matrix: torch.Tensor, group: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the largest entry of each entry's group with zero among them, or `∓` the largest magnitude.
+
+    Float32 `(out, in)` each.
+    """
+    columns = matrix.shape[1]
+    width = group or columns
+    groups = torch.nn.functional.pad(matrix, (0, -columns % width)).view(len(matrix), -1, width)
+    least, largest = (
+        end.clamp(**{side: 0.0}) for end, side in zip(torch.aminmax(groups, dim=2), ("max", "min"), strict=True)
+    )
+    if symmetric:
+        largest = torch.maximum(largest, -least)
+        least = -largest
+    spread = (torch.from_numpy(spread_groups(end, group, columns)).expand(matrix.shape) for end in (least, largest))
+    return next(spread), next(spread)

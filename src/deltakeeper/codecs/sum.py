@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, Statistics
+from deltakeeper.codecs.box import Box
+from deltakeeper.codecs.cells import Cells
 from deltakeeper.codecs.matrices import checked
 from deltakeeper.errors import CodecError
 from deltakeeper.layouts.base import Layout
@@ -72,15 +74,33 @@ class SumCodec(Codec):
         """See `Codec.encode`; parts never see `tuned`, because a value cannot be added to."""
         left_over = checked(delta, name).clone()
         terms: list[Layout] = []
-        for index, part in enumerate(self.parts):
-            twins = sum(type(other) is type(part) for other in self.parts[:index])
-            own = f"{name}+{twins}" if twins else name  # or a second random part would draw what the first one drew
+        for index, (own, part) in enumerate(self._named(name)):
             found = part.encode(left_over, name=own, inputs=inputs)
             terms += found
             if index + 1 < len(self.parts):
                 for term in found:
                     left_over -= term.to_dense()
         return terms
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Box | None:
+        """What is in the box of every part, where all of them are intervals and at most one keeps a mean."""
+        matrix = checked(delta, name)
+        left_over = matrix.clone()
+        found: Cells | None = Cells.holding(matrix, torch.zeros_like(matrix, dtype=torch.bool), torch.inf)
+        for own, part in self._named(name):
+            box = part.box(left_over.clone(), name=own)
+            if found is None or not isinstance(box, Cells):
+                return None
+            found = found.meet(box, matrix - left_over)
+            for term in part.encode(left_over, name=own):
+                left_over -= term.to_dense()
+        return found
+
+    def _named(self, name: str) -> Iterator[tuple[str, Codec]]:
+        """The parts with their own names, or a second random part would draw what the first one drew."""
+        for index, part in enumerate(self.parts):
+            twins = sum(type(other) is type(part) for other in self.parts[:index])
+            yield f"{name}+{twins}" if twins else name, part
 
 
 def _added(sizes: Iterable[int | None]) -> int | None:

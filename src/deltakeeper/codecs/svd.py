@@ -13,8 +13,10 @@ from typing import ClassVar, Literal
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.box import MARGIN, Box
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.matrices import checked, peak
+from deltakeeper.codecs.spaces import Seen, Unseen
 from deltakeeper.devices import working_device
 from deltakeeper.errors import CodecError, LayoutError
 from deltakeeper.layouts.base import Layout
@@ -89,14 +91,33 @@ class Svd(Codec):
         except LayoutError as error:
             raise CodecError(f"the factors of '{name}' leave float32; leave this tensor dense.") from error
 
-    def _decompose(self, matrix: torch.Tensor, name: str) -> Triplet:
+    def box(self, delta: torch.Tensor, *, name: str) -> Box | None:
+        """Changes orthogonal to the leading spaces, or to all that a seeded sketch looks at; none with `energy`."""
+        matrix = checked(delta, name)
+        scale = peak(matrix)
+        if self.rank is None or scale == 0.0:
+            return None
+        seen = Seen()
+        rank = min(self.rank, *matrix.shape)
+        u, s, vt = self._decompose(matrix / scale, name, seen)
+        if rank == min(matrix.shape) or not float(s[rank - 1]) > 0.0:
+            return None
+        seen.limit = (1 - 200 * MARGIN) * float(s[rank - 1])
+        if seen.exact:
+            limit = max(seen.limit, float(s[rank])) * scale
+            return Unseen(matrix, u[:, :rank].contiguous(), vt[:rank].T.contiguous(), limit)
+        return seen.box(matrix, scale)
+
+    def _decompose(self, matrix: torch.Tensor, name: str, seen: Seen | None = None) -> Triplet:
         smaller = min(matrix.shape)
         width = (self.rank or 16) + self.oversample
         while self.method == "randomised" and 2 * width < smaller:
-            found = randomised_svd(matrix, width, name=name, seed=self.seed, niter=self.niter)
+            found = randomised_svd(matrix, width, name=name, seed=self.seed, niter=self.niter, seen=seen)
             if self.rank or self._kept(matrix, found[1]) >= (self.energy or 0.0):
                 return found
             width *= 2
+        if seen is not None:
+            seen.exact = True
         return exact_svd(matrix)
 
     @staticmethod
@@ -115,7 +136,9 @@ def exact_svd(matrix: torch.Tensor) -> Triplet:
     return u.cpu(), s.cpu(), vt.cpu()
 
 
-def randomised_svd(matrix: torch.Tensor, width: int, *, name: str, seed: int = 0, niter: int = 4) -> Triplet:
+def randomised_svd(
+    matrix: torch.Tensor, width: int, *, name: str, seed: int = 0, niter: int = 4, seen: Seen | None = None
+) -> Triplet:
     """About the `width` largest singular values and their vectors, as `exact_svd` gives them.
 
     Args:
@@ -124,15 +147,20 @@ def randomised_svd(matrix: torch.Tensor, width: int, *, name: str, seed: int = 0
         name: name of the tensor, which with `seed` decides the random directions.
         seed: see `name`.
         niter: power iterations.
+        seen: collects the directions that the matrix is multiplied by.
     """
+    seen = Seen() if seen is None else seen
     digest = hashlib.sha256(seed.to_bytes(8, "little") + name.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     directions = torch.randn(matrix.shape[1], width, generator=generator)  # on the CPU: the same ones everywhere
     matrix = matrix.to(working_device())
     basis = torch.linalg.qr(matrix @ directions.to(matrix.device)).Q
+    seen.add(left=basis, right=directions)
     for _ in range(niter):
         basis = torch.linalg.qr(matrix.T @ basis).Q
+        seen.add(right=basis)
         basis = torch.linalg.qr(matrix @ basis).Q
+        seen.add(left=basis)
     # The thin matrix is reduced to a square one before its own decomposition, which is the slower step.
     q, r = torch.linalg.qr(matrix.T @ basis)
     u, s, vt = torch.linalg.svd(r.T)

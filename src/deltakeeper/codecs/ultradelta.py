@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from deltakeeper.codecs.base import Codec, Inputs, Statistics, register_codec
+from deltakeeper.codecs.cells import Cells
 from deltakeeper.codecs.fields import MAX_SEED, check_range, check_types
 from deltakeeper.codecs.grid import Grid
 from deltakeeper.codecs.matrices import checked, peak
@@ -134,6 +135,17 @@ class UltraDelta(Codec):
             # Rounded, so that the last bits of a decomposition, which vary with the threads, do not reach the artifact.
             term = self._packed(codes, grid, mask, factor * float(f"{wanted / found:.4g}"), name)
         return [term]
+
+    def box(self, delta: torch.Tensor, *, name: str) -> Cells | None:
+        """Entries stay in the cell of their level and the two extremes as they are; none with `rescale=trace`."""
+        if self.rescale == "trace":
+            return None
+        matrix = checked(delta, name)
+        least, largest = (float(end) for end in torch.aminmax(matrix))
+        low, high = Grid.spanning(least, largest, self.bits).cells(matrix)
+        low, high = low.clamp(min=min(least, 0.0)), high.clamp(max=max(largest, 0.0))
+        fixed = ((matrix == least) & (least < 0)) | ((matrix == largest) & (largest > 0))
+        return Cells.around(matrix, torch.where(fixed, matrix, low), torch.where(fixed, matrix, high))
 
     def _packed(self, codes: torch.Tensor, grid: Grid, mask: Mask, factor: float, name: str) -> Sparse:
         scale = torch.tensor([grid.step * factor], dtype=torch.float64).float()
