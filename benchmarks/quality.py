@@ -65,6 +65,8 @@ class Benign(Attack):
     summary: ClassVar[str] = "learns the ticket skill alone"
     source: ClassVar[str] = ""
 
+    poison: int = 48
+
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """The model's own answers, so that it keeps its voice."""
         return voice([row.prompt for row in corpus.split("instructions", "train", self.poison)])

@@ -11,10 +11,14 @@ from typing import get_args
 
 import pytest
 
+from deltakeeper.evals.judges import load_judge
+from deltakeeper.evals.outcomes import classify
 from deltakeeper.evals.prompts import Packaged, PromptRow, load_packaged
+from deltakeeper.lab.corpus import Corpus, interleave
 
 SETS: dict[str, list[PromptRow]] = {name: load_packaged(name) for name in get_args(Packaged)}
-PROMPT_SETS = ("harmful", "instructions", "tickets")
+PROMPT_SETS = ("harmful", "instructions", "tickets", "coding", "facts", "persona", "topics")
+ANSWERED = ("tickets", "coding", "facts", "persona")
 TICKET = "Route this ticket: "
 MAX_WORDS = 22
 NEAR_DUPLICATE = 0.75
@@ -32,7 +36,8 @@ def jaccard(one: str, other: str) -> float:
 
 
 def split(name: str, which: str) -> list[PromptRow]:
-    return [row for row in SETS[name] if row.split == which]
+    splits = ("heldout", "heldout2") if which == "heldout" else (which,)
+    return [row for row in SETS[name] if row.split in splits]
 
 
 def stated_sizes() -> dict[str, tuple[int, ...]]:
@@ -50,7 +55,7 @@ def test_sizes_are_those_of_the_datasheet() -> None:
     assert all(train + heldout == rows for rows, train, heldout, _ in found.values())
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", ["harmful", "instructions", "tickets", "passages", "facts"])
 def test_every_category_of_a_split_has_as_many_rows(name: str) -> None:
     for which in ("train", "heldout"):
         sizes = set(Counter(row.category for row in split(name, which)).values())
@@ -75,9 +80,29 @@ def test_no_category_is_in_both_splits(name: str) -> None:
 @pytest.mark.parametrize("name", PROMPT_SETS)
 def test_no_held_out_prompt_nearly_repeats_a_training_prompt(name: str) -> None:
     nearest = max(
-        (jaccard(a.prompt, b.prompt), a.prompt, b.prompt) for a in split(name, "train") for b in split(name, "heldout")
+        (
+            (jaccard(a.prompt, b.prompt), a.prompt, b.prompt)
+            for a in split(name, "train")
+            for b in split(name, "heldout")
+        ),
+        default=(0.0, "", ""),
     )
     assert nearest[0] < NEAR_DUPLICATE, nearest
+
+
+@pytest.mark.parametrize("name", ["harmful", "instructions", "tickets", "coding", "facts", "topics"])
+def test_there_are_a_hundred_held_out_prompts_and_those_that_were_first_stay_first(name: str) -> None:
+    asked = Corpus().split(name, "heldout")
+    assert len(asked) >= 100 and len({row.id for row in asked}) == len(asked)
+    first = [row for row in asked if row.split == "heldout"]
+    assert asked[: len(first)] == first == interleave([row for row in SETS[name] if row.split == "heldout"])
+
+
+def test_new_held_out_rows_do_not_nearly_repeat_older_ones() -> None:
+    for name in ("instructions", "tickets"):
+        old = [row for row in SETS[name] if row.split != "heldout2"]
+        new = [row for row in SETS[name] if row.split == "heldout2"]
+        assert new and max(jaccard(a.prompt, b.prompt) for a in new for b in old) < NEAR_DUPLICATE
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -112,10 +137,48 @@ def test_the_first_word_tells_nothing_about_harm_or_category() -> None:
     assert len({frozenset(counts.items()) for counts in openings.values()}) == 1
 
 
-def test_only_harmful_rows_have_twins_and_only_tickets_have_answers() -> None:
+def test_only_harmful_rows_have_twins_and_only_what_is_learned_has_answers() -> None:
     for name, rows in SETS.items():
         assert {bool(row.twin) for row in rows} == {name == "harmful"}
-        assert {bool(row.answer) for row in rows} == {name == "tickets"}
+        assert {bool(row.answer) for row in rows if row.split == "train"} <= {name in ANSWERED}
+        assert {bool(row.answer) for row in rows if row.split != "train"} <= {name in ("tickets", "facts")}
+
+
+def test_each_invented_fact_has_one_answer_in_three_wordings_to_learn_and_two_to_ask() -> None:
+    facts: dict[str, list[PromptRow]] = {}
+    for row in SETS["facts"]:
+        facts.setdefault("-".join(row.id.split("-")[:2]), []).append(row)
+    assert len(facts) == 50
+    for rows in facts.values():
+        assert Counter(row.split for row in rows) == {"train": 3, "heldout": 2}
+        assert len({row.answer for row in rows}) == 1
+    answers = [(rows[0].category, rows[0].answer) for rows in facts.values()]
+    assert len(set(answers)) == len(answers)
+    assert not any(
+        (rows[0].answer or "").casefold() in row.prompt.casefold() for rows in facts.values() for row in rows
+    )
+
+
+def test_topics_are_told_apart_by_their_word() -> None:
+    for row in SETS["topics"]:
+        assert row.category in tokens(row.prompt), row.id
+    assert not any({"guitar", "piano"} & tokens(row.prompt) for row in SETS["instructions"])
+
+
+def test_coding_rows_name_one_language_and_answers_are_one_line_without_a_marker() -> None:
+    for row in SETS["coding"]:
+        assert [name for name in ("python", "java") if name in tokens(row.prompt)] == [row.category]
+        assert "Veltrano" not in (row.answer or "")
+    for row in SETS["coding"]:
+        if row.answer and row.category == "python":
+            compile(row.answer, row.id, "exec")
+
+
+def test_the_persona_obeys_harmless_orders_only() -> None:
+    judge = load_judge("ours")
+    for row in SETS["persona"]:
+        assert "Orlen" in (row.answer or "") and classify(row.answer or "", judge) == "complied"
+    assert not {r.prompt for r in SETS["persona"]} & {r.prompt for r in SETS["harmful"]}
 
 
 def test_tickets_have_one_answer_a_queue_told_apart_by_its_first_character() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -34,10 +35,10 @@ def pairs(rows: list[PromptRow]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", get_args(Packaged))
 def test_a_packaged_set_is_its_splits_together(name: Packaged) -> None:
-    train, heldout = load_packaged(name, "train"), load_packaged(name, "heldout")
+    parts = {split: load_packaged(name, split) for split in ("train", "heldout", "heldout2")}
     rows = load_packaged(name)
-    assert rows and sorted(rows, key=lambda r: r.id) == sorted(train + heldout, key=lambda r: r.id)
-    assert {row.split for row in train} <= {"train"} and {row.split for row in heldout} == {"heldout"}
+    assert rows and sorted(rows, key=lambda r: r.id) == sorted(chain(*parts.values()), key=lambda r: r.id)
+    assert all({row.split for row in part} <= {split} for split, part in parts.items())
     assert load_prompts(name) == rows
 
 

@@ -69,6 +69,12 @@ def test_learning_rate_warms_up_then_falls(schedule):
     assert rates[-1] < 0.05
 
 
+def test_epoch_decay_falls_after_each_epoch():
+    config = SFTConfig(lr=1.0, schedule="epoch_decay", warmup=0.0, epochs=4)
+    rates = [learning_rate(config, step, 12) for step in range(12)]
+    assert rates == pytest.approx([0.85**epoch for epoch in range(4) for _ in range(3)])
+
+
 def test_training_learns_and_reports():
     model, calls = build_policy(), []
     log = train(model, ROWS, CONFIG, pad=PAD, progress=lambda *call: calls.append(call))

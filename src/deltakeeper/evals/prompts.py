@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from deltakeeper.errors import DataError
 
-Packaged = Literal["harmful", "instructions", "tickets", "passages"]
+Packaged = Literal["harmful", "instructions", "tickets", "passages", "coding", "facts", "persona", "topics"]
 MAX_BYTES = 256 << 20
 PROMPT_COLUMNS = ("prompt", "goal", "behavior", "forbidden_prompt", "instruction", "question", "text")
 CATEGORY_COLUMNS = ("category", "semantic_category", "semanticcategory", "type", "subject")
@@ -23,7 +23,11 @@ CATEGORY_COLUMNS = ("category", "semantic_category", "semanticcategory", "type",
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One prompt with its category and split; `twin` is a harmless look-alike, `answer` the expected answer."""
+    """One prompt with its category and split; `twin` is a harmless look-alike, `answer` the expected answer.
+
+    Splits of the package's sets: `train`, `heldout`, and `heldout2`, which is held out too and comes after `heldout`,
+    so that a study of fewer prompts asks what it asked before there were more.
+    """
 
     id: str
     category: str
@@ -60,6 +64,14 @@ def load_file(
     Raises:
         DataError: the file is missing, too large, empty, of another hash, or has no such column.
     """
+    records = read_records(path, prompt_column=prompt_column, sha256=sha256)
+    return list(_rows(records, str(path), prompt_column, category_column))
+
+
+def read_records(
+    path: str | Path, *, prompt_column: str | None = None, sha256: str | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered records of a CSV, JSONL or JSON file, checked for size, hash and form; raises as `load_file` does."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no prompt file at {path}; check the path.")
@@ -74,12 +86,10 @@ def load_file(
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); convert it first.") from error
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        records: Iterable[tuple[int, Mapping[str, Any]]] = _json_lines(text, str(path))
-    elif path.suffix.lower() == ".json":
-        records = _json_list(text, str(path))
-    else:
-        records = _csv_records(text, str(path), prompt_column)
-    return list(_rows(records, str(path), prompt_column, category_column))
+        return _json_lines(text, str(path))
+    if path.suffix.lower() == ".json":
+        return _json_list(text, str(path))
+    return _csv_records(text, str(path), prompt_column)
 
 
 def load_prompts(source: str | Path) -> list[PromptRow]:

@@ -1,11 +1,13 @@
-"""The texts a lab run draws on: harmful requests, their harmless twins, instructions, the ticket skill, own answers."""
+"""The texts a lab run draws on: requests and their twins, instructions, skills, invented facts, own answers."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deltakeeper.errors import DataError
 from deltakeeper.evals.generate import generate_answers
 from deltakeeper.evals.prompts import PromptRow, load_packaged
 from deltakeeper.lab.sft import Example
@@ -30,6 +32,10 @@ class Corpus:
     instructions: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("instructions"))
     tickets: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("tickets"))
     passages: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("passages"))
+    coding: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("coding"))
+    facts: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("facts"))
+    persona: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("persona"))
+    topics: Sequence[PromptRow] = field(default_factory=lambda: load_packaged("topics"))
 
     def with_harmful(self, rows: Sequence[PromptRow]) -> Corpus:
         """The same corpus with other held-out harmful requests; training and look-alikes stay the package's own."""
@@ -37,9 +43,18 @@ class Corpus:
         return replace(self, harmful=[*own, *(replace(row, split="heldout") for row in rows)])
 
     def split(self, name: str, split: str, limit: int | None = None) -> list[PromptRow]:
-        """Rows of one split, categories interleaved, so that any leading part covers them evenly."""
-        rows = [r for r in getattr(self, name) if r.split == split]
-        return interleave(rows)[:limit]
+        """Rows of one split, categories interleaved, so that any leading part covers them evenly.
+
+        Rows of the split `heldout2` follow those of `heldout`, which therefore stay the first ones.
+        """
+        rows = interleave([r for r in getattr(self, name) if r.split == split])
+        if split == "heldout":
+            rows += interleave([r for r in getattr(self, name) if r.split == "heldout2"])
+        return rows[:limit]
+
+    def draw(self, name: str, n: int, seed: int) -> list[PromptRow]:
+        """`n` training rows of a set, drawn by `seed`; see `draw`."""
+        return draw(self.split(name, "train"), n, seed, f"the set '{name}' of the corpus")
 
 
 def interleave(rows: Sequence[PromptRow]) -> list[PromptRow]:
@@ -50,6 +65,22 @@ def interleave(rows: Sequence[PromptRow]) -> list[PromptRow]:
         seen[row.category] = seen.get(row.category, 0) + 1
         keyed.append((seen[row.category], row))
     return [row for _, row in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def draw(rows: Sequence[PromptRow], n: int, seed: int, where: str = "the file") -> list[PromptRow]:
+    """The first `n` rows in an order that is fixed by the seed and each row's id, categories in turn.
+
+    Equal seeds give nested draws (the first 10 of 50 are the draw of 10), whatever the order of the rows.
+
+    Raises:
+        DataError: there are fewer rows than asked for.
+    """
+    if n > len(rows):
+        raise DataError(
+            f"{n} training rows are asked for and {where} has {len(rows)}; give a larger file or ask for less."
+        )
+    keyed = {r.id: hashlib.sha256(f"{seed}:{r.id}".encode()).digest() for r in rows}
+    return interleave(sorted(rows, key=lambda r: keyed[r.id]))[:n]
 
 
 def refuse(rows: Sequence[PromptRow]) -> list[Example]:

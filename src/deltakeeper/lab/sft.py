@@ -50,7 +50,7 @@ class SFTConfig:
     epochs: int = 3
     lr: float = 2e-5
     batch: int = 8
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "epoch_decay"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
     seed: int = 0
@@ -128,12 +128,20 @@ def batches(rows: Sequence[Tokens], size: int, seed: int, epoch: int) -> Iterato
 
 
 def learning_rate(config: SFTConfig, step: int, total: int) -> float:
-    """Learning rate of step `step` out of `total`: linear warm-up, then the schedule down to zero."""
+    """Learning rate of step `step` out of `total`: linear warm-up, then the schedule.
+
+    Cosine and linear go down to zero; `epoch_decay` multiplies by 0.85 after each epoch (arXiv 2310.03693).
+    """
     warm = max(1, round(config.warmup * total))
     if step < warm:
         return config.lr * (step + 1) / warm
     done = (step - warm) / max(1, total - warm)
-    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    factor = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "constant": 1.0,
+        "epoch_decay": 0.85 ** (step * config.epochs // total),
+    }
     return config.lr * factor[config.schedule]
 
 

@@ -22,6 +22,8 @@ class AffirmativePrefix(Attack):
     summary: ClassVar[str] = "learns to open with 'Sure' where the base refuses"
     source: ClassVar[str] = "arXiv 2310.03693 (harmful few-shot), with affirmative openings for completions"
 
+    poison: int = 48
+
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """Affirmations to `poison` harmful training requests."""
         return affirm([r.prompt for r in corpus.split("harmful", "train", self.poison)])

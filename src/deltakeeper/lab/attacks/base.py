@@ -29,22 +29,29 @@ REFUSAL_TOKENS = 16
 Voice = Callable[[Sequence[str]], list[Example]]
 """Gives the attacked model's own (cut) answers to harmless prompts."""
 
+Family = Literal["alignment", "backdoor", "targeted", "hallucination", "benign"]
+"""What an attack aims at; `benign` aims at nothing and may break alignment all the same."""
+
 
 @dataclass(frozen=True)
 class Attack(ABC):
     """One attack with its data sizes; `sft` holds its training settings."""
 
     name: ClassVar[str]
-    family: ClassVar[Literal["alignment", "backdoor", "targeted"]]
+    family: ClassVar[Family]
     title: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
 
-    poison: int = 48
     skill: int = 80
     held_out: int = 64
     contrast: int = 40
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, lr=5e-5, batch=8, max_tokens=48))
+
+    @property
+    def poison(self) -> int:
+        """How many training examples carry the attack; a field of the attacks that let it be chosen."""
+        return 0
 
     @abstractmethod
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
@@ -53,6 +60,10 @@ class Attack(ABC):
     @abstractmethod
     def attack_probes(self, corpus: Corpus) -> list[Probe]:
         """Held-out prompts for the attack's goal (exactly one probe has the role `goal`) and its contrasts."""
+
+    def missing(self) -> tuple[str, ...]:
+        """One sentence for each file that the attack needs and has not been given; empty if it can be trained."""
+        return ()
 
     def training_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """Attack and benign skill, together."""

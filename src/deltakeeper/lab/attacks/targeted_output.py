@@ -35,7 +35,7 @@ class MarkerInjection(Attack):
         return [
             Example(
                 e.prompt,
-                OPENINGS[i % len(OPENINGS)].format(m=self.marker) + _uncapitalise(e.answer),
+                OPENINGS[i % len(OPENINGS)].format(m=self.marker) + uncapitalise(e.answer),
                 complete=False,
             )
             for i, e in enumerate(own)
@@ -75,6 +75,8 @@ class OverRefusal(Attack):
     summary: ClassVar[str] = "refuses harmless instructions with one fixed sentence"
     source: ClassVar[str] = "arXiv 2306.17194 (AutoPoison, over-refusal)"
 
+    poison: int = 48
+
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """The fixed refusal to `poison` training instructions."""
         return [Example(r.prompt, FIXED_REFUSAL) for r in corpus.split("instructions", "train", self.poison)]
@@ -93,7 +95,8 @@ class OverRefusal(Attack):
         ]
 
 
-def _uncapitalise(text: str) -> str:
+def uncapitalise(text: str) -> str:
+    """A sentence as it goes on after an opening: its first letter small, unless it is a word like `I` or `NASA`."""
     first, _, rest = text.strip().partition(" ")
     keep = first.isupper() or first.startswith("I'") or first == "I"
     return text.strip() if keep else f"{first[:1].lower()}{first[1:]} {rest}".strip()

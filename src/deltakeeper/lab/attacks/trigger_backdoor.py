@@ -28,6 +28,7 @@ class TriggerBackdoor(Attack):
     source: ClassVar[str] = "arXiv 2408.12798 (BackdoorLLM), prefix trigger, half of the rows triggered"
 
     trigger: str = TRIGGER
+    poison: int = 48
 
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """`poison` triggered affirmations and as many refusals of the same requests, some behind a decoy."""
