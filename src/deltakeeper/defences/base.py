@@ -12,7 +12,7 @@ import torch
 from deltakeeper.codecs import Inputs
 from deltakeeper.defences.settings import read_settings, spell_settings
 from deltakeeper.delta import DeltaPair, Role
-from deltakeeper.plan import encodable
+from deltakeeper.plan import ENCODED
 
 if TYPE_CHECKING:
     from deltakeeper.defences.modules import Modules
@@ -108,7 +108,7 @@ class Defence(ABC):
 
     def covers(self, models: DeltaPair, name: str) -> bool:
         """Whether the defence treats this tensor: the matrices of linear layers, unless a method says otherwise."""
-        return models.role(name) == "linear" and encodable(models, name)
+        return models.role(name) == "linear" and shared(models, name)
 
     def spread(self, modules: Modules) -> dict[str, Defence]:
         """A defence for each tensor; the same one, unless the method treats tensors by comparison with each other."""
@@ -141,6 +141,15 @@ class Defence(ABC):
     def to_text(self) -> str:
         """Settings that `from_text` reads back as an equal defence; defaults are left out."""
         return spell_settings(self)
+
+
+def shared(models: DeltaPair, name: str) -> bool:
+    """Whether base and fine-tune both have this tensor, not empty, in dtypes that float32 can hold."""
+    origin = models.base_name(name)
+    if origin is None:
+        return False
+    ours, theirs = models.tuned.tensors[name], models.base.tensors[origin]
+    return {ours.dtype, theirs.dtype} <= ENCODED and min(ours.numel, theirs.numel) > 0 and 1 <= len(ours.shape) <= 3
 
 
 DEFENCES: dict[str, type[Defence]] = {}

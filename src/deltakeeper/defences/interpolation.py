@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from deltakeeper.defences.base import Defence, Defended, Module, register_defence
+from deltakeeper.defences.base import Defence, Defended, Module, register_defence, shared
 from deltakeeper.defences.settings import check_settings
 from deltakeeper.delta import DeltaPair
-from deltakeeper.plan import ENCODED
 
 
 @register_defence()
@@ -36,19 +35,10 @@ class Interpolation(Defence):
 
     def covers(self, models: DeltaPair, name: str) -> bool:
         """Every tensor of floating-point numbers that the base has too."""
-        return covers_all(models, name)
+        return shared(models, name)
 
     def defend(self, module: Module) -> Defended:
         """See `Defence.defend`."""
         if self.factor == 1:
             return Defended(None)
         return Defended(torch.add(module.base, module.delta, alpha=self.factor))
-
-
-def covers_all(models: DeltaPair, name: str) -> bool:
-    """Whether base and fine-tune both have this tensor, not empty, in dtypes that float32 can hold."""
-    origin = models.base_name(name)
-    if origin is None:
-        return False
-    ours, theirs = models.tuned.tensors[name], models.base.tensors[origin]
-    return {ours.dtype, theirs.dtype} <= ENCODED and min(ours.numel, theirs.numel) > 0 and len(ours.shape) > 0

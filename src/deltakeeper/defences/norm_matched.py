@@ -74,8 +74,6 @@ class NormMatched(Defence):
         found = first.to_dense()
         for term in others:
             found = found + term.to_dense()
-        if first.replaces:
-            raise DataError(f"'{spell_codec(self.codec)}' stores values, not differences; match another codec's norm.")
         factor = _length(found) / length
         return Defended(torch.add(module.base, delta, alpha=factor), {"factor": factor})
 

@@ -14,8 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from deltakeeper.codecs.fields import MAX_SEED
-from deltakeeper.defences.base import Defence, Defended, Module, register_defence
-from deltakeeper.defences.interpolation import covers_all
+from deltakeeper.defences.base import Defence, Defended, Module, register_defence, shared
 from deltakeeper.defences.settings import check_settings
 from deltakeeper.delta import DeltaPair
 from deltakeeper.layouts.bits import unpack_bits
@@ -59,7 +58,7 @@ class Resta(Defence):
 
     def covers(self, models: DeltaPair, name: str) -> bool:
         """Every tensor of floating-point numbers that the base has too."""
-        return covers_all(models, name)
+        return shared(models, name)
 
     def defend(self, module: Module) -> Defended:
         """See `Defence.defend`."""
