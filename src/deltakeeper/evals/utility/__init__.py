@@ -1,0 +1,31 @@
+"""Utility: benchmarks of lm-evaluation-harness and perplexity, item by item, of many models at once."""
+
+from deltakeeper.evals.utility.comparison import Comparison, Summary, compare, summarise
+from deltakeeper.evals.utility.records import ItemRecord, Measure, by_measure, pair, read_lines, to_lines
+from deltakeeper.evals.utility.run import TaskFacts, TaskSet, prepared, run_tasks
+from deltakeeper.evals.utility.samples import choose
+from deltakeeper.evals.utility.scorer import ModelScorer, Score, Scorer
+from deltakeeper.evals.utility.tasks import TaskSource, parse_task
+
+__all__ = [
+    "Comparison",
+    "ItemRecord",
+    "Measure",
+    "ModelScorer",
+    "Score",
+    "Scorer",
+    "Summary",
+    "TaskFacts",
+    "TaskSet",
+    "TaskSource",
+    "by_measure",
+    "choose",
+    "compare",
+    "pair",
+    "parse_task",
+    "prepared",
+    "read_lines",
+    "run_tasks",
+    "summarise",
+    "to_lines",
+]
