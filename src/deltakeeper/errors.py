@@ -29,6 +29,10 @@ class DataError(DeltakeeperError):
     """A prompt set, phrase list or other input file cannot be used."""
 
 
+class AttestationError(DeltakeeperError):
+    """A signed statement does not hold for an artifact, or a key or statement cannot be used."""
+
+
 class RunError(DeltakeeperError):
     """A run folder cannot be continued or read."""
 

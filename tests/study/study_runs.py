@@ -34,9 +34,7 @@ def probe(role: str, event: str, share: float, n: int, rng: np.random.Generator 
         role,
         event,
         tuple(
-            Answer(
-                f"{role}{tag}-{i:04d}", f"kind {i % 4}", f"{role}{tag} prompt {i}", "an answer", "complied", i in hits
-            )
+            Answer(f"{role}{tag}-{i:04d}", f"kind {i % 4}", f"{role}{tag}{i}", "an answer", "complied", i in hits)
             for i in range(n)
         ),
     )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from deltakeeper.advice.evidence import CANDIDATES, Evidence
 from deltakeeper.advice.gaps import gap_between
 from deltakeeper.advice.records import Advice, Arm, Gap, Terms, Verdict
 from deltakeeper.advice.wording import cautions, sentence
-from deltakeeper.evals.comparison import Clusters
 from deltakeeper.evals.stats import benjamini_hochberg
 from deltakeeper.study.cells import Cell
 from deltakeeper.study.groups import group_cells
 
 LEVEL = 0.05
+_ENOUGH: dict[str, Any] = {"more_seeds": None, "more_prompts": None, "more_both": None}
 
 
-def advise(cells: Iterable[Cell], terms: Terms | None = None, clusters: Clusters | None = None) -> Advice:
+def advise(cells: Iterable[Cell], terms: Terms | None = None) -> Advice:
     """Pick the arm that leaves the least of the attacks and is shown to keep the skill.
 
     Risk is judged by the worst attack of the families asked for (of all, by default). An arm is advised only if the
@@ -26,12 +27,11 @@ def advise(cells: Iterable[Cell], terms: Terms | None = None, clusters: Clusters
     Args:
         cells: all cells of a run.
         terms: what is asked for.
-        clusters: cluster of near-duplicates by prompt id.
 
     Raises:
         RunError: the run lacks a family that is asked for, has no attack, or is malformed.
     """
-    evidence = Evidence(group_cells(cells, clusters), terms or Terms())
+    evidence = Evidence(group_cells(cells), terms or Terms())
     arms = [evidence.arm(variant) for variant in evidence.variants]
     able = sorted((arm for arm in arms if not arm.refused), key=_rank)
     gaps = _gaps(evidence, able)
@@ -65,7 +65,7 @@ def _gaps(evidence: Evidence, able: Sequence[Arm]) -> list[Gap]:
     found = [gap_between(evidence, able[0], other, len(able) - 1) for other in able[1:]]
     adjusted = benjamini_hochberg([gap.p for gap in found])
     return [
-        gap.model_copy(update={"p": float(f"{gap.p:.4g}"), "q": float(f"{q:.4g}")})
+        gap.model_copy(update={"p": float(f"{gap.p:.4g}"), "q": float(f"{q:.4g}"), **(_ENOUGH if q < LEVEL else {})})
         for gap, q in zip(found, adjusted, strict=True)
     ]
 

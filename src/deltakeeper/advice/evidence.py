@@ -169,7 +169,7 @@ class Evidence:
                 }
                 for pick in (lambda g: g.base, lambda g: g.tuned, lambda g: variant)
             )
-            found.append(ReplicatedArms(base, tuned, served, members[0][0].clusters_of(tuned)))
+            found.append(ReplicatedArms(base, tuned, served, members[0][0].clusters[members[0][0].name_of(role)]))
         return found
 
 
@@ -180,7 +180,7 @@ def added_risk(group: Group, variant: str) -> Number:
     seeds = _seeds(group, variant)
     goal = group.name_of("goal")
     base, served = (group.runs(name, goal, seeds) for name in (group.base, variant))
-    return number(replicates.difference(served, base, group.clusters_of(served), **_SETTINGS).pooled)
+    return number(replicates.difference(served, base, group.clusters[goal], **_SETTINGS).pooled)
 
 
 def goal_runs(group: Group, variant: str, seeds: Sequence[int]) -> Runs:

@@ -43,13 +43,13 @@ def gap_between(evidence: Evidence, best: Arm, other: Arm, compared: int) -> Gap
     seeds = _shared(here, there, best.variant, other.variant)
     mine, theirs = goal_runs(here, best.variant, seeds), goal_runs(there, other.variant, seeds)
     if here is there:
-        samples = [crossed_sample([mine, theirs], here.clusters_of(mine))]
+        samples = [crossed_sample([mine, theirs], here.clusters[here.name_of("goal")])]
 
         def statistic(*rates: Floats) -> Floats:
             return np.asarray(rates[0][1] - rates[0][0])
     else:
         samples = [
-            crossed_sample([group.runs(group.base, group.name_of("goal"), seeds), runs], group.clusters_of(runs))
+            crossed_sample([goal_runs(group, group.base, seeds), runs], group.clusters[group.name_of("goal")])
             for group, runs in ((here, mine), (there, theirs))
         ]
 

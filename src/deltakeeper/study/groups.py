@@ -10,6 +10,7 @@ from deltakeeper.errors import RunError
 from deltakeeper.evals.comparison import Clusters
 from deltakeeper.evals.pooling import Runs
 from deltakeeper.evals.replicates import ReplicatedArms
+from deltakeeper.evals.stats.near_duplicates import near_duplicate_clusters
 from deltakeeper.study.cells import FAMILIES, KINDS, Cell, Probe
 
 SHRINK = "shrink:factor="
@@ -28,7 +29,8 @@ class Group:
         base: name of the arm that is the aligned base.
         tuned: name of the arm that is the fine-tune.
         arms: cells by arm and seed, arms in the order in which they are shown.
-        clusters: cluster of near-duplicates by prompt id; None if all prompts stand for themselves.
+        clusters: by the probe's name, the cluster of near-duplicates of each prompt id; None where all prompts stand
+            for themselves.
     """
 
     attack: str
@@ -38,7 +40,7 @@ class Group:
     base: str
     tuned: str
     arms: Mapping[str, Mapping[int, Cell]]
-    clusters: Clusters | None = field(default=None, repr=False)
+    clusters: Mapping[str, Clusters | None] = field(repr=False)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -65,14 +67,7 @@ class Group:
         """Base, fine-tune and an arm on one probe under the seeds given."""
         chosen = tuple(seeds)
         base, tuned, served = (self.runs(name, probe, chosen) for name in (self.base, self.tuned, variant))
-        return ReplicatedArms(base, tuned, served, self.clusters_of(tuned))
-
-    def clusters_of(self, runs: Runs) -> Clusters | None:
-        """The clusters, if there are some for the prompts of these runs."""
-        known = self.clusters
-        if known is None or not all(id in known for scores in runs.values() for id in scores):
-            return None
-        return known
+        return ReplicatedArms(base, tuned, served, self.clusters[probe])
 
     def shrunk(self) -> dict[float, str]:
         """Names of the arms that are a plainly shrunk delta, by their factor."""
@@ -112,7 +107,18 @@ def events(probe: Probe) -> dict[str, float]:
     return {answer.id: float(answer.event) for answer in probe.answers}
 
 
-def group_cells(cells: Iterable[Cell], clusters: Clusters | None = None) -> tuple[Group, ...]:
+def clusters_of(probe: Probe) -> Clusters | None:
+    """Clusters of near-duplicate prompts of a probe; None if there are none, or if most prompts would be one.
+
+    Prompts made from a template share most of their words whatever they ask, so where fewer than half of them would
+    stand for themselves, likeness of words says nothing.
+    """
+    found = near_duplicate_clusters({answer.id: answer.prompt for answer in probe.answers})
+    groups = len(set(found.values()))
+    return found if len(found) / 2 <= groups < len(found) else None
+
+
+def group_cells(cells: Iterable[Cell]) -> tuple[Group, ...]:
     """Cells by attack, families in their order and attackers who know nothing of the codec first.
 
     Raises:
@@ -121,11 +127,11 @@ def group_cells(cells: Iterable[Cell], clusters: Clusters | None = None) -> tupl
     by_attack: dict[str, list[Cell]] = {}
     for cell in cells:
         by_attack.setdefault(cell.attack, []).append(cell)
-    found = [_group(name, members, clusters) for name, members in by_attack.items()]
+    found = [_group(name, members) for name, members in by_attack.items()]
     return tuple(sorted(found, key=lambda g: (FAMILIES.index(g.family), g.adaptive is not None, g.attack)))
 
 
-def _group(attack: str, cells: list[Cell], clusters: Clusters | None) -> Group:
+def _group(attack: str, cells: list[Cell]) -> Group:
     first = cells[0]
     arms: dict[str, dict[int, Cell]] = {}
     for cell in cells:
@@ -154,5 +160,7 @@ def _group(attack: str, cells: list[Cell], clusters: Clusters | None) -> Group:
         base=names["base"][0],
         tuned=names["tuned"][0],
         arms={name: dict(sorted(arms[name].items())) for name in sorted(arms, key=place)},
-        clusters=clusters,
+        clusters={
+            name: clusters_of(probe) for name, probe in next(iter(arms[names["tuned"][0]].values())).probes.items()
+        },
     )

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deltakeeper.evals import replicates
-from deltakeeper.evals.comparison import Clusters
 from deltakeeper.evals.pooling import FEW_SEEDS, Replicated, Runs
 from deltakeeper.evals.replicates import ReplicatedArms
 from deltakeeper.evals.stats import Estimate, benjamini_hochberg
@@ -37,19 +36,18 @@ GUARDED = ("healed",)
 _CAUTION = re.compile(r"(\d+ seeds: the interval is rough|one seed: the interval knows of prompts only)(; )?")
 
 
-def summarise(cells: Iterable[Cell], run: RunInfo, clusters: Clusters | None = None) -> Summary:
+def summarise(cells: Iterable[Cell], run: RunInfo) -> Summary:
     """Everything a table or a figure says of a run.
 
     Args:
         cells: all cells of the run, in any order; every attack needs one arm that is the base and one the fine-tune.
         run: where the run comes from; names the primary comparison.
-        clusters: cluster of near-duplicates by prompt id.
 
     Raises:
         RunError: an attack lacks base or fine-tune, or arms were not put to the same probes.
         DataError: arms were not asked the same prompts.
     """
-    groups = group_cells(cells, clusters)
+    groups = group_cells(cells)
     attacks, tests = _corrected([_attack(group, run) for group in groups], run.primary)
     return Summary(
         study=run.study,
@@ -66,9 +64,10 @@ def summarise(cells: Iterable[Cell], run: RunInfo, clusters: Clusters | None = N
     )
 
 
-def rows_of(group: Group) -> tuple[Row, ...]:
-    """One row for every arm of an attack, over the seeds that it was run with."""
-    return tuple(_row(group, variant) for variant in group.arms)
+def rows_of(group: Group, variants: Iterable[str] | None = None) -> tuple[Row, ...]:
+    """One row for every arm of an attack (or those of some names), over the seeds that it was run with."""
+    wanted = None if variants is None else set(variants)
+    return tuple(_row(group, variant) for variant in group.arms if wanted is None or variant in wanted)
 
 
 def _attack(group: Group, run: RunInfo) -> AttackSummary:
@@ -115,7 +114,7 @@ def _row(group: Group, variant: str) -> Row:
 
 def _rate(group: Group, variant: str, probe: str, seeds: Sequence[int]) -> tuple[Number, tuple[float, ...]]:
     runs = group.runs(variant, probe, seeds)
-    found = replicates.rate(runs, group.clusters_of(runs), seed=SEED, resamples=RESAMPLES)
+    found = replicates.rate(runs, group.clusters[probe], seed=SEED, resamples=RESAMPLES)
     by_seed = tuple(round(sum(scores.values()) / len(scores), 5) for _, scores in sorted(runs.items()))
     return number(found.pooled), by_seed
 
