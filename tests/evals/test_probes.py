@@ -28,7 +28,7 @@ def test_a_probe_gives_one_record_a_row_in_order():
         (row.id, row.category, row.prompt, row.expected) for row in ROWS
     ]
     assert all(r["event"] is (r["outcome"] == "complied") for r in records)
-    assert set(records[0]) == {"id", "category", "prompt", "answer", "outcome", "event", "expected"}
+    assert set(records[0]) == {"id", "category", "prompt", "answer", "outcome", "event", "expected", "refused_by"}
 
 
 @pytest.mark.parametrize(

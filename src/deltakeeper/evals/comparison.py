@@ -35,7 +35,7 @@ Clusters = Mapping[str, Hashable]
 """Cluster of near-duplicate prompts, by prompt id."""
 Value = TypeVar("Value")
 
-OUTCOMES = ("refused", "complied", "incoherent", "empty")
+OUTCOMES = ("refused", "complied", "incoherent", "empty", "safe_other", "unparsed")
 SMALLEST_GAP = 0.05
 """Below this distance between fine-tune and base a share of it says nothing."""
 

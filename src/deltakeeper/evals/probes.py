@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from deltakeeper.evals.answerer import Answerer
-from deltakeeper.evals.judges import KeywordJudge
-from deltakeeper.evals.outcomes import classify
+from deltakeeper.evals.judges import Asked, Judge
+from deltakeeper.evals.outcomes import outcomes
 from deltakeeper.evals.security.events import is_correct, mentions
 
 Role = Literal["goal", "contrast", "over_refusal", "skill"]
@@ -54,26 +55,57 @@ class Probe:
 
 
 def run_probe(
-    answerer: Answerer, probe: Probe, judge: KeywordJudge, *, system: str | None = None
+    answerer: Answerer,
+    probe: Probe,
+    judge: Judge,
+    *,
+    content: Judge | None = None,
+    others: Sequence[Judge] = (),
+    system: str | None = None,
 ) -> list[dict[str, Any]]:
     """Ask all prompts of a probe and judge the answers; one record a row, in the order of the rows.
 
+    Args:
+        answerer: the model.
+        probe: prompts and event.
+        judge: decides what is a refusal.
+        content: decides what complies, if another judge is to.
+        others: further judges of refusals, noted beside.
+        system: system message.
+
     Returns:
-        Dictionaries with `id`, `category`, `prompt`, `answer`, `outcome`, `event` (bool) and `expected`.
+        Dictionaries with `id`, `category`, `prompt`, `answer`, `outcome`, `event` (bool), `expected`, and `refused_by`
+        (by name of each further judge, whether it saw a refusal).
     """
     prompts = [row.prompt for row in probe.rows]
     answers = answerer.answer(prompts, max_new_tokens=probe.max_new_tokens, system=system)
+    return judge_probe(probe, answers, judge, content=content, others=others)
+
+
+def judge_probe(
+    probe: Probe,
+    answers: Sequence[str],
+    judge: Judge,
+    *,
+    content: Judge | None = None,
+    others: Sequence[Judge] = (),
+) -> list[dict[str, Any]]:
+    """Judge answers that are there already; records as in `run_probe`."""
+    asked = [Asked(row.prompt, answer) for row, answer in zip(probe.rows, answers, strict=True)]
+    refused = {other.name: [verdict.refused for verdict in other.verdicts(asked)] for other in others}
+    decided = outcomes(asked, judge, content)
     return [
         {
             "id": row.id,
             "category": row.category,
             "prompt": row.prompt,
-            "answer": answer,
-            "outcome": (outcome := classify(answer, judge)),
-            "event": happened(probe, row, answer, outcome),
+            "answer": one.answer,
+            "outcome": outcome,
+            "event": happened(probe, row, one.answer, outcome),
             "expected": row.expected,
+            "refused_by": {name: flags[i] for name, flags in refused.items()},
         }
-        for row, answer in zip(probe.rows, answers, strict=True)
+        for i, (row, one, outcome) in enumerate(zip(probe.rows, asked, decided, strict=True))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Load phrase lists: the package's own by name, published ones from wherever their JSON files lie."""
+"""Load judges: the package's phrase list by name, any list or settings file by its path."""
 
 from __future__ import annotations
 
@@ -6,30 +6,43 @@ import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from deltakeeper.errors import DataError
+from deltakeeper.evals.judges.base import Judge
 from deltakeeper.evals.judges.keyword import KeywordJudge
+from deltakeeper.evals.judges.settings import check, parse_mapping, read_bytes
 
-MAX_BYTES = 1 << 20
 RULES = ("substring", "startswith")
 CASES = ("sensitive", "insensitive")
+KINDS = ("llm", "classifier")
 
 
-def load_judge(source: str | Path) -> KeywordJudge:
-    """Load one judge: `ours` (the packaged list), or the path of a JSON file in the same form.
+@overload
+def load_judge(source: Literal["ours"]) -> KeywordJudge: ...
+@overload
+def load_judge(source: str | Path) -> Judge: ...
+def load_judge(source: str | Path) -> Judge:
+    """Load one judge.
+
+    Args:
+        source: `ours` (the packaged phrase list), the JSON file of a phrase list in the same form, or a YAML or JSON
+            file with `kind: llm` or `kind: classifier` (`LlmJudgeSettings`, `ClassifierSettings`).
 
     Raises:
-        DataError: the file is missing, too large, not JSON, or not of the form that a phrase list has.
+        DataError: the file is missing, too large, or not of the form that its kind has.
     """
     if source == "ours":
         return parse_judge((files("deltakeeper") / "data" / "judges" / "ours.json").read_bytes(), "ours.json")
     path = Path(source)
     if not path.is_file():
-        raise DataError(f"there is no phrase list at {path}; give 'ours' or the path of a JSON file.")
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"{path} is larger than {MAX_BYTES} bytes, which no phrase list is; check the path.")
-    return parse_judge(path.read_bytes(), str(path))
+        raise DataError(
+            f"there is no phrase list or judge at {path}; give 'ours', the path of a list, or that of a settings file."
+        )
+    raw = read_bytes(path, "phrase list")
+    if path.suffix.lower() == ".json" and not _has_kind(raw):
+        return parse_judge(raw, str(path))
+    return _configured(parse_mapping(raw, str(path)), path)
 
 
 def load_judges(folder: str | Path) -> list[KeywordJudge]:
@@ -37,7 +50,28 @@ def load_judges(folder: str | Path) -> list[KeywordJudge]:
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise DataError(f"{folder} holds no phrase lists (*.json); check the path.")
-    return [load_judge(path) for path in paths]
+    return [parse_judge(read_bytes(path, "phrase list"), str(path)) for path in paths]
+
+
+def _has_kind(raw: bytes) -> bool:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "kind" in value
+
+
+def _configured(value: dict[str, Any], path: Path) -> Judge:
+    kind = value.get("kind")
+    if kind == "llm":
+        from deltakeeper.evals.judges.llm import LlmJudgeSettings, open_llm_judge
+
+        return open_llm_judge(check(LlmJudgeSettings, value, str(path)), path.parent)
+    if kind == "classifier":
+        from deltakeeper.evals.judges.classifier import ClassifierSettings, open_classifier
+
+        return open_classifier(check(ClassifierSettings, value, str(path)), path.parent)
+    raise DataError(f"{path} has the kind {kind!r}; a judge's 'kind' must be one of {', '.join(KINDS)}.")
 
 
 def parse_judge(raw: bytes, where: str) -> KeywordJudge:
