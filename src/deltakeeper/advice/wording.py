@@ -88,10 +88,10 @@ def points(number: Number) -> str:
     """A difference in points with its interval: `+3.0 points (−1.2 to +7.1)`."""
     if number.value is None:
         return "an unknown number of points"
-    text = f"{_signed(number.value)} points"
+    text = f"{signed(number.value)} points"
     if number.low is None or number.high is None:
         return text
-    return f"{text} ({_signed(number.low)} to {_signed(number.high)})"
+    return f"{text} ({signed(number.low)} to {signed(number.high)})"
 
 
 def _of_best(best: Arm) -> list[str]:
@@ -126,6 +126,7 @@ def _gap(gap: Gap) -> str:
     return points(gap.difference)
 
 
-def _signed(share: float) -> str:
+def signed(share: float) -> str:
+    """A difference in points with its sign, a proper minus."""
     text = f"{share * 100:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "\u2212")

@@ -42,7 +42,7 @@ def make_keys(private: Path | str, passphrase: str | None = None) -> tuple[Path,
         if path.exists():
             raise AttestationError(f"{path} is there already; keys are never overwritten, give another name.")
     key = ec.generate_private_key(ec.SECP256R1())
-    word = _passphrase(passphrase)
+    word = passphrase_of(passphrase)
     guard: serialization.KeySerializationEncryption = (
         serialization.BestAvailableEncryption(word) if word else serialization.NoEncryption()
     )
@@ -68,7 +68,7 @@ def read_private_key(path: Path | str, passphrase: str | None = None) -> Ellipti
     raw = _read(file)
     if os.name == "posix" and stat.S_IMODE(file.stat().st_mode) & 0o077:
         raise AttestationError(f"{file} can be read by others; run `chmod 600 {file}` and consider making a new key.")
-    word = _passphrase(passphrase)
+    word = passphrase_of(passphrase)
     try:
         key = serialization.load_pem_private_key(raw, word if b"ENCRYPTED" in raw else None)
     except TypeError as error:
@@ -118,7 +118,8 @@ def _need_cryptography() -> None:
         raise AttestationError("attestations need more packages; run `pip install 'deltakeeper[attest]'`.") from error
 
 
-def _passphrase(given: str | None) -> bytes | None:
+def passphrase_of(given: str | None) -> bytes | None:
+    """The passphrase given, or what the environment says; None if there is none."""
     word = os.environ.get(PASSPHRASE) if given is None else given
     return word.encode() if word else None
 

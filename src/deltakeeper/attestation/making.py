@@ -70,7 +70,7 @@ def attest(
     store, target = RunStore(run), Path(out)
     cells, info = store.read_cells(), store.read_run()
     chosen = _chosen(cells, artifact, variant, attack, seed)
-    folder = Path(artifact) if artifact is not None else _folder(store, chosen)
+    folder = _folder(store, chosen) if artifact is None else Path(artifact)
     if target.resolve().is_relative_to(folder.resolve()):
         raise AttestationError(f"{target} lies in the artifact's folder, which would change it; write it elsewhere.")
     statement = _statement(open_artifact(folder), chosen, cells, info, date or datetime.now(UTC))
@@ -79,6 +79,20 @@ def attest(
         raise AttestationError(f"the statement would be larger than {MAX_BYTES} bytes; attest a smaller run.")
     write_atomically(target, sealed.decode("ascii"))
     return statement
+
+
+def measured_folder(
+    run: Path | str,
+    *,
+    artifact: Path | str | None = None,
+    variant: str | None = None,
+    attack: str | None = None,
+    seed: int | None = None,
+) -> Path:
+    """The folder of the artifact that `attest` would speak of; arguments and errors are the same."""
+    store = RunStore(run)
+    chosen = _chosen(store.read_cells(), artifact, variant, attack, seed)
+    return _folder(store, chosen) if artifact is None else Path(artifact)
 
 
 def _chosen(

@@ -57,7 +57,7 @@ def render(run: RunStore, date: str) -> Digest:
 
 def to_html(digest: Digest) -> str:
     """The page for a digest; the same digest gives the same text, byte for byte."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     environment.filters |= {
         "percent": wording.percent,
@@ -75,14 +75,14 @@ def to_html(digest: Digest) -> str:
         "strip": lambda rate, kind, reference: Markup(figures.strip(_span(rate), kind, reference=reference)),
         "frontier": lambda attack: Markup(frontier_of(attack)),
     }
-    text = environment.from_string(_asset("report.html.j2")).render(
+    text = environment.from_string(asset("report.html.j2")).render(
         digest=digest,
         run=digest.run,
         model=str(digest.run["model"].get("name", "unnamed model")),
         style=Markup(style),
         script=Markup(script),
-        style_hash=_source_hash(style),
-        script_hash=_source_hash(script),
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
         kinds=KINDS.items(),
         present={entry.kind for attack in digest.attacks for entry in attack.variants},
         outcomes=OUTCOMES,
@@ -123,11 +123,13 @@ def excerpt(text: str, length: int) -> str:
     return seen if len(seen) <= length else f"{seen[:length].rstrip()} … (+{len(seen) - length} characters)"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Text of a file of this package."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
+    """The hash by which a content security policy names a style or script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
