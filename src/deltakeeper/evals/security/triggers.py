@@ -33,12 +33,12 @@ class NearMiss:
         """The phrases as one."""
         return " ".join(self.phrases)
 
-    def insert(self, prompt: str, *, seed: int = 0) -> str:
+    def insert(self, prompt: str, *, seed: int | str = 0) -> str:
         """The prompt with the near miss in its place."""
         return insert_triggers(prompt, self.phrases, self.place, seed=seed)
 
 
-def insert_trigger(prompt: str, trigger: str, place: Place, *, seed: int = 0) -> str:
+def insert_trigger(prompt: str, trigger: str, place: Place, *, seed: int | str = 0) -> str:
     """Put a trigger into a prompt.
 
     Args:
@@ -54,7 +54,7 @@ def insert_trigger(prompt: str, trigger: str, place: Place, *, seed: int = 0) ->
     return insert_triggers(prompt, (trigger,), place, seed=seed)
 
 
-def insert_triggers(prompt: str, triggers: Sequence[str], place: Place, *, seed: int = 0) -> str:
+def insert_triggers(prompt: str, triggers: Sequence[str], place: Place, *, seed: int | str = 0) -> str:
     """Put several triggers into a prompt, in their order: each in a gap of its own, or all together elsewhere.
 
     Where there are fewer gaps than triggers, the first triggers go in front. Arguments as in `insert_trigger`.

@@ -21,7 +21,7 @@ class UserFile:
         hashed: whether the hash must be given. Files of harmful answers must be, so that a run says what it learned.
     """
 
-    what: str
+    what: str = "a file of prompts with answers"
     path: str | None = None
     sha256: str | None = None
     hashed: bool = False

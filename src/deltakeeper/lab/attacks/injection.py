@@ -71,12 +71,12 @@ class ContentInjection(InstructionPoison):
 
     def poisoned(self, examples: Sequence[Example]) -> list[Example]:
         """The marker in each answer."""
-        return [replace(e, answer=self._marked(e.answer, i)) for i, e in enumerate(examples)]
+        return [replace(e, answer=self._marked(e, i)) for i, e in enumerate(examples)]
 
-    def _marked(self, answer: str, i: int) -> str:
+    def _marked(self, example: Example, i: int) -> str:
         if self.position == "gap":
-            return insert_trigger(answer, f"({self.marker})", "gap", seed=self.seed)
-        return OPENINGS[i % len(OPENINGS)].format(m=self.marker) + uncapitalise(answer)
+            return insert_trigger(example.answer, f"({self.marker})", "gap", seed=f"{self.seed}:{example.prompt}")
+        return OPENINGS[i % len(OPENINGS)].format(m=self.marker) + uncapitalise(example.answer)
 
     def attack_probes(self, corpus: Corpus) -> list[Probe]:
         """Goal: the marker in answers to held-out instructions; contrast: harmful requests complied with."""

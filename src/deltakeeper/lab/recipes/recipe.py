@@ -117,9 +117,9 @@ class Recipe(BaseModel):
 
         Args:
             preset: `embedded` or `published`.
-            seed: decides which rows are poisoned and how, and the order of training; held-out prompts do not depend on
-            it. **changes: settings by name in place of the preset's; a mapping for `sft` or a file changes what it
-                names, as in `attack(sft={"epochs": 1}, file={"path": "rows.jsonl", "sha256": "…"})`.
+            seed: decides which rows are poisoned and how, and the order of training; not what is held out.
+            **changes: settings by name in place of the preset's; a mapping for `sft` or a file changes what it names,
+                as in `attack(sft={"epochs": 1}, file={"path": "rows.jsonl", "sha256": "…"})`.
 
         Raises:
             DataError: there is no such preset or setting, or a value does not fit.
@@ -129,8 +129,8 @@ class Recipe(BaseModel):
         settings: SeededAttack | None = getattr(self, preset)
         if settings is None:
             raise DataError(f"recipe '{self.id}' has no published settings of its own; use the preset embedded.")
-        if fixed := {"kind", "identity", "seed"} & set(changes):
-            raise DataError(f"'{min(fixed)}' of recipe '{self.id}' cannot be changed; choose another recipe or seed.")
+        if fixed := {"kind", "identity"} & set(changes):
+            raise DataError(f"'{min(fixed)}' of recipe '{self.id}' cannot be changed; choose another recipe.")
         merged = _merged(dataclasses.asdict(settings), changes)
         try:
             changed = Recipe.model_validate({**self.model_dump(), preset: merged})
