@@ -48,6 +48,14 @@ def test_rows_are_one_a_document_cut_and_in_order_of_length(tokenizer):
         DefenceData(samples=0)
 
 
+def test_the_hash_is_of_the_rows_that_are_used():
+    data = DefenceData.from_requests(["w1", "w2"], samples=2)
+    same = DefenceData(data.safe, (), 2)
+    assert same.sha256("safe") == data.sha256("safe") != data.sha256("harmful")
+    assert DefenceData(data.safe[:1], (), 1).sha256("safe") == DefenceData(data.safe, (), 1).sha256("safe")
+    assert DefenceData(data.safe, (), 2, 7).sha256("safe") != data.sha256("safe")
+
+
 def test_files_of_conversations_texts_and_requests(tmp_path):
     turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
     talks, requests, texts = (tmp_path / name for name in ("talks.jsonl", "requests.jsonl", "texts.txt"))
@@ -94,6 +102,7 @@ def test_the_command_writes_a_model_and_says_what_it_did(models, tmp_path):
     assert status == 0
     report = json.loads(out)
     assert report["defence"] == "safe_delta"
+    assert report["rows"] == DefenceData.from_files(safe=tmp_path / "rows.txt").sha256("safe")
     assert report["tensors"]["model.norm.weight"]["fate"] == "base"
     assert (tmp_path / "a" / "tokenizer.json").is_file()
     status, out = call(base, tuned, "-o", tmp_path / "b", "--defence", "resta", "--unaligned", unaligned)

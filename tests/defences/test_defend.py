@@ -278,6 +278,7 @@ def test_folders_are_replaced_only_when_asked(families, tmp_path):
     stored = json.loads((tmp_path / "out" / "defence.json").read_text())
     assert stored["defence"] == "interpolation:factor=0.25"
     assert stored["total"]["cosine"] == report.total.cosine
+    assert (stored["rows"], stored["tuned"], "unaligned" in stored) == (None, str(models[1]), False)
     with pytest.raises(ArtifactError, match="holds what the model is made from"):
         run("interpolation", models, models[2], overwrite=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +106,12 @@ class DefenceData:
             found = DefenceData.from_requests(chosen)
         own = found.safe if safe is None else tuple(read_text(safe))
         return cls(own, found.harmful, samples, length)
+
+    def sha256(self, kind: Rows) -> str:
+        """Hash of the rows of one kind that are used and of the length they are cut at, for the record."""
+        documents = self.safe if kind == "safe" else self.harmful
+        text = json.dumps([self.length, *documents[: self.samples]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def rows(self, kind: Rows, tokenizer: Any) -> list[torch.Tensor]:
         """Rows of tokens, int64 `(tokens,)`, those of equal length beside each other.

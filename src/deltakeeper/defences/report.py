@@ -34,6 +34,7 @@ class DefenceReport:
     Attributes:
         path: the folder that was written.
         defence: its spelling.
+        rows: SHA-256 of the rows that a model was run on, None for a defence that runs none.
         total: how near the defended delta is to the fine-tune's, over all weights that the base has, as written.
         tensors: what became of each tensor.
         seconds: wall time.
@@ -41,6 +42,7 @@ class DefenceReport:
 
     path: Path
     defence: str
+    rows: str | None
     total: Fidelity
     tensors: dict[str, TensorReport]
     seconds: float

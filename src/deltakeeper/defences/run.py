@@ -83,8 +83,10 @@ def defend(
         folder = scratch / "model"
         folder.mkdir()
         tensors, total = _write(method, modules, folder, progress)
-        report = DefenceReport(target, spell(method), summarise([total]), tensors, time.monotonic() - started)
-        _complete(folder, models, report)
+        used = None if rows is None or method.uses_rows is None else rows.sha256(method.uses_rows)
+        report = DefenceReport(target, spell(method), used, summarise([total]), tensors, time.monotonic() - started)
+        names = {"base": origin, "tuned": goal} | ({} if before is None or twin is None else {"unaligned": before})
+        _complete(folder, models, report, {side: model.name_or_path for side, model in names.items()})
         publish(folder, target)
     return report
 
@@ -166,11 +168,11 @@ def _compared(models: DeltaPair, name: str, value: torch.Tensor) -> Sums:
     return compare_rows(models.base.read(origin), models.tuned.read(name), value)
 
 
-def _complete(folder: Path, models: DeltaPair, report: DefenceReport) -> None:
-    """Add configuration and tokenizer, the fine-tune's before the base's, and the report."""
+def _complete(folder: Path, models: DeltaPair, report: DefenceReport, names: Mapping[str, str]) -> None:
+    """Add configuration and tokenizer, the fine-tune's before the base's, and the report with the models' names."""
     for file in SIDE_FILES:
         source = next((m.path / file for m in (models.tuned, models.base) if (m.path / file).is_file()), None)
         if source is not None:
             shutil.copyfile(source, folder / file)
-    value = {"base": models.base.name_or_path, "tuned": models.tuned.name_or_path, **report.to_json()}
+    value = {**names, **report.to_json()}
     (folder / REPORT_NAME).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
