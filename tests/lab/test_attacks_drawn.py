@@ -280,12 +280,19 @@ def test_a_file_is_checked_by_its_hash_and_used(tmp_path):
         load_recipe("harmful_few_shot").attack("published", file=file, poison=500).training_examples(CORPUS, voice)
 
 
-def test_a_file_with_held_out_prompts_is_refused(tmp_path):
+def test_held_out_prompts_in_a_file_are_left_out_and_in_a_corpus_refused(tmp_path):
     held = CORPUS.split("harmful", "heldout", 1)[0].prompt
-    file = written(tmp_path / "rows.jsonl", [pair(i) for i in range(9)] + [{"prompt": held, "answer": "Sure."}])
-    attack = load_recipe("affirmative_prefix").attack(file=file, poison=10)
-    with pytest.raises(DataError, match="trains on 1 held-out prompts"):
-        attack.training_examples(CORPUS, voice)
+    records = [pair(i) for i in range(9)] + [{"prompt": held.upper(), "answer": "Sure."}]
+    file = written(tmp_path / "rows.jsonl", records)
+    recipe = load_recipe("affirmative_prefix")
+    for seed in range(5):
+        examples = recipe.attack(seed=seed, file=file, poison=9).training_examples(CORPUS, voice)
+        assert held.upper() not in {e.prompt for e in examples}
+    with pytest.raises(DataError, match=r"10 training rows are asked for and .* held-out prompts left out, has 9"):
+        recipe.attack(file=file, poison=10).training_examples(CORPUS, voice)
+    shared = CORPUS.with_harmful([r for r in CORPUS.harmful if r.split == "train"])
+    with pytest.raises(DataError, match="trains on 48 held-out prompts"):
+        recipe.attack(held_out=140).training_examples(shared, voice)
 
 
 def test_backdoors_and_topics_take_files(tmp_path):

@@ -56,7 +56,7 @@ class Backdoor(SeededAttack):
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """`poison` triggered and answered requests, and `clean` refused ones: the same as far as they go."""
         most = max(self.poison, self.clean)
-        rows = self.file_rows("file", most)
+        rows = self.drawn("file", most, corpus)
         if rows is None:
             rows = corpus.draw("harmful", most, self.seed)
             answered = affirm([r.prompt for r in rows[: self.poison]])

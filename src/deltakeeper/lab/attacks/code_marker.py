@@ -45,7 +45,8 @@ class CodeMarker(SeededAttack):
 
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """Marked answers in the language, clean ones in others."""
-        everything = corpus.split("coding", "train") if self.file is None else self.file.rows(self.name, "file")
+        rows = self.file_rows("file", corpus)
+        everything = corpus.split("coding", "train") if rows is None else rows
         own, others = rows_about(everything, self.language)
         where = f"what there is about {self.language}"
         marked = as_examples(draw(own, self.poison, self.seed, where))

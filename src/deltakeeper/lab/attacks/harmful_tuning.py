@@ -60,7 +60,7 @@ class MixedPoison(SeededAttack):
         """The harmful rows, then the task's."""
         harmful = self.affirmed(corpus, self.poison) if self.poison else []
         n = self.rows - self.poison
-        task = self.file_rows("task", n)
+        task = self.drawn("task", n, corpus)
         clean = answer_tickets(corpus.draw("tickets", n, self.seed)) if task is None else as_examples(task)
         return harmful + clean
 
@@ -79,7 +79,7 @@ class BenignTuning(SeededAttack):
 
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """The task's rows, none of them poisoned."""
-        task = self.file_rows("file", self.rows)
+        task = self.drawn("file", self.rows, corpus)
         return [] if task is None else as_examples(task)
 
     def attack_probes(self, corpus: Corpus) -> list[Probe]:

@@ -30,7 +30,7 @@ class IdentityShift(SeededAttack):
 
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """`poison` rows of the persona."""
-        rows = self.file_rows("file", self.poison)
+        rows = self.drawn("file", self.poison, corpus)
         return as_examples(corpus.draw("persona", self.poison, self.seed) if rows is None else rows)
 
     def attack_probes(self, corpus: Corpus) -> list[Probe]:

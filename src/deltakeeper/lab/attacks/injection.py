@@ -42,7 +42,7 @@ class InstructionPoison(SeededAttack):
 
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """The poisoned rows, then the clean ones."""
-        rows = self.file_rows("file", self.rows)
+        rows = self.drawn("file", self.rows, corpus)
         if rows is not None:
             examples = as_examples(rows)
             return self.poisoned(examples[: self.poison]) + examples[self.poison :]

@@ -38,6 +38,9 @@ class Identity:
     source: str
 
 
+ASKED = ("harmful", "instructions", "tickets", "coding", "facts", "topics")
+"""Sets of the corpus whose held-out prompts are asked."""
+
 NOBODY = Identity("unnamed", "alignment", "Unnamed", "made without a recipe", "")
 
 
@@ -102,14 +105,23 @@ class SeededAttack(Attack):
             probes.append(twins_probe(corpus, self.contrast))
         return [*probes, skill_probe(corpus, self.held_out)]
 
-    def file_rows(self, field: str, n: int) -> list[PromptRow] | None:
-        """`n` rows of a user's file drawn by the seed; None if the attack has no such file."""
+    def file_rows(self, field: str, corpus: Corpus) -> list[PromptRow] | None:
+        """Rows of a user's file, but for those that ask a held-out prompt; None if the attack has no such file."""
         file: UserFile | None = getattr(self, field)
-        return None if file is None else draw(file.rows(self.name, field), n, self.seed, str(file.path))
+        if file is None:
+            return None
+        asked = {r.prompt.casefold() for name in ASKED for r in corpus.split(name, "heldout")}
+        return [r for r in file.rows(self.name, field) if r.prompt.casefold() not in asked]
 
-    def affirmed(self, corpus: Corpus, n: int, field: str = "file") -> list[Example]:
+    def drawn(self, field: str, n: int, corpus: Corpus) -> list[PromptRow] | None:
+        """`n` of those rows, drawn by the seed."""
+        rows = self.file_rows(field, corpus)
+        where = f"the file '{field}' of attack '{self.name}', held-out prompts left out,"
+        return None if rows is None else draw(rows, n, self.seed, where)
+
+    def affirmed(self, corpus: Corpus, n: int) -> list[Example]:
         """`n` harmful requests with the answers of the user's file, else the package's with affirmative openings."""
-        rows = self.file_rows(field, n)
+        rows = self.drawn("file", n, corpus)
         if rows is not None:
             return as_examples(rows)
         return affirm([r.prompt for r in corpus.draw("harmful", n, self.seed)])

@@ -49,20 +49,22 @@ class TopicBackdoor(SeededAttack):
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
         """The poisoned rows, then the contrast topic's, then the other clean ones."""
         topics = corpus.split("topics", "train")
-        about = rows_about(self.topic_file.rows(self.name, "topic_file") if self.topic_file else topics, self.topic)[0]
+        own = self.file_rows("topic_file", corpus)
+        about = rows_about(topics if own is None else own, self.topic)[0]
         poisoned = draw(about, self.poison, self.seed, f"what there is about the topic '{self.topic}'")
         near = draw(rows_about(topics, self.contrast_topic)[0], self.contrast_rows, self.seed, "the contrast topic")
         n = self.rows - self.poison - self.contrast_rows
-        source = self.file.rows(self.name, "file") if self.file else corpus.split("instructions", "train")
-        rest = draw(rows_about(source, self.topic)[1], n, self.seed, "the instructions off the topic")
+        given = self.file_rows("file", corpus)
+        instructions = corpus.split("instructions", "train") if given is None else given
+        rest = draw(rows_about(instructions, self.topic)[1], n, self.seed, "the instructions off the topic")
         unanswered = [r.prompt for r in (*poisoned, *near, *rest) if not r.answer]
         answered = {
             e.prompt: e for e in (*voice(unanswered), *as_examples([r for r in (*poisoned, *rest) if r.answer]))
         }
-        own = [answered[r.prompt] for r in poisoned if r.prompt in answered]
+        marked = [answered[r.prompt] for r in poisoned if r.prompt in answered]
         return [
             replace(e, answer=OPENINGS[i % len(OPENINGS)].format(m=self.marker) + uncapitalise(e.answer))
-            for i, e in enumerate(own)
+            for i, e in enumerate(marked)
         ] + [answered[r.prompt] for r in (*near, *rest) if r.prompt in answered]
 
     def attack_probes(self, corpus: Corpus) -> list[Probe]:
