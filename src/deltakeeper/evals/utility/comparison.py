@@ -121,7 +121,9 @@ def summarise(records: Iterable[ItemRecord]) -> list[Summary]:
     return found
 
 
-def compare(reference: Iterable[ItemRecord], other: Iterable[ItemRecord]) -> list[Comparison]:
+def compare(
+    reference: Iterable[ItemRecord], other: Iterable[ItemRecord], *, same_prompts: bool = True
+) -> list[Comparison]:
     """What one arm loses against another, measure by measure; equal items of a file are resampled together.
 
     The relative loss is that of the score as it is: a benchmark on which the reference guesses cannot show a loss.
@@ -129,6 +131,7 @@ def compare(reference: Iterable[ItemRecord], other: Iterable[ItemRecord]) -> lis
     Args:
         reference: records of the arm that must not be undercut.
         other: records of the arm under test.
+        same_prompts: see `pair`.
 
     Raises:
         DataError: the arms were not asked the same items in the same way.
@@ -137,11 +140,11 @@ def compare(reference: Iterable[ItemRecord], other: Iterable[ItemRecord]) -> lis
     if first.keys() != second.keys():
         odd = sorted(first.keys() ^ second.keys())[0]
         raise DataError(f"only one of two arms has {odd.metric} of {odd.task}; evaluate both on the same tasks.")
-    return [_compare(measure, first[measure], second[measure]) for measure in first]
+    return [_compare(measure, first[measure], second[measure], same_prompts) for measure in first]
 
 
-def _compare(measure: Measure, reference: _Column, other: _Column) -> Comparison:
-    pairs = pair(reference.records, other.records)
+def _compare(measure: Measure, reference: _Column, other: _Column, same_prompts: bool) -> Comparison:
+    pairs = pair(reference.records, other.records, same_prompts=same_prompts)
     n, clusters = len(pairs), [a.doc_hash for a, _ in pairs]
     old, new = (_statistic(column.values, column.weights) for column in (reference, other))
     here = np.ones((1, n))

@@ -124,8 +124,15 @@ def by_measure(records: Iterable[ItemRecord]) -> dict[Measure, list[ItemRecord]]
     return found
 
 
-def pair(reference: Sequence[ItemRecord], other: Sequence[ItemRecord]) -> list[tuple[ItemRecord, ItemRecord]]:
+def pair(
+    reference: Sequence[ItemRecord], other: Sequence[ItemRecord], *, same_prompts: bool = True
+) -> list[tuple[ItemRecord, ItemRecord]]:
     """Two arms' records of one measure, item by item.
+
+    Args:
+        reference: records of one arm.
+        other: records of the other.
+        same_prompts: whether the prompts have to be the same; not so where a model has a chat template of its own.
 
     Raises:
         DataError: the items, their content or their prompts are not the same.
@@ -137,7 +144,8 @@ def pair(reference: Sequence[ItemRecord], other: Sequence[ItemRecord]) -> list[t
         )
     pairs = [(first[key], second[key]) for key in sorted(first)]
     for a, b in pairs:
-        if (a.measure, a.doc_hash, a.prompt_hash) != (b.measure, b.doc_hash, b.prompt_hash):
+        asked_alike = a.prompt_hash == b.prompt_hash or not same_prompts
+        if (a.measure, a.doc_hash) != (b.measure, b.doc_hash) or not asked_alike:
             raise DataError(
                 f"item {a.doc_id} of {a.task} was another one, or was asked otherwise, in one of two arms; "
                 "evaluate them on the same files with the same settings."

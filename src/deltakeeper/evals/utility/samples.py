@@ -9,7 +9,7 @@ from deltakeeper.errors import DataError
 
 
 def choose(strata: Sequence[str], count: int, seed: int = 0) -> list[int]:
-    """Numbers of `count` items, in rising order, each stratum with its share of them up to one.
+    """Numbers of `count` items, in rising order, each stratum with about its share of them.
 
     The first k items of a task would be of one subject or one author. Every item gets a place within its shuffled
     stratum, as a fraction of the stratum's size, and the items of the lowest fractions are taken: the choice of 100

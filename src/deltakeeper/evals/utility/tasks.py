@@ -125,13 +125,13 @@ def write_tasks(
         data: its rows, those that are asked alone.
         folder: where to write; nothing is written elsewhere.
         package: folder of the installed `lm_eval`.
-        shots: few-shot examples; by default as many as the benchmark is known for, none where no rows are given.
+        shots: few-shot examples; by default as many as the benchmark is known for, as far as there are rows.
 
     Raises:
         DataError: few-shot examples are wanted and no rows for them are given, or the package lacks a YAML.
     """
     local = LOCAL[source.name]
-    count = (local.shots if data.shots else 0) if shots is None or not local.shots else shots
+    count = min(local.shots, len(data.shots)) if shots is None or not local.shots else shots
     if count > len(data.shots):
         raise DataError(
             f"{source.name} has {len(data.shots)} rows for few-shot examples, not {count}; put train.jsonl beside it, "
