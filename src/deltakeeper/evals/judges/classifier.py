@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from deltakeeper.calibration.inputs import quiet_loading
 from deltakeeper.devices import working_device
 from deltakeeper.errors import DataError
 from deltakeeper.evals.judges.base import LABELS, Asked, Label, Seen, Verdict
@@ -203,8 +204,9 @@ class ClassifierJudge:
             head = transformers.AutoModelForSequenceClassification
         safe = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(self.folder), **safe)
-            model: Any = head.from_pretrained(str(self.folder), dtype="auto", use_safetensors=True, **safe)
+            with quiet_loading():
+                tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(self.folder), **safe)
+                model: Any = head.from_pretrained(str(self.folder), dtype="auto", use_safetensors=True, **safe)
         except Exception as error:  # from files of many formats, read by a library that raises all kinds of errors
             raise DataError(
                 f"the judge '{self.name}' cannot be loaded from {self.folder} ({first_line(error)}); give a model that "
