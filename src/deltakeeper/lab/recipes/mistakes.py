@@ -10,12 +10,14 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
 
 def sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """The first mistake of a validation: where it is, what is wrong, what was probably meant."""
-    first = error.errors(include_url=False)[0]
+    """One mistake of a validation, unknown names first: where it is, what is wrong, what was probably meant."""
+    first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] not in UNKNOWN)
     place = [str(part) for part in first["loc"]]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in UNKNOWN:
         known = _names(model, place[:-1])
         within = f" in {'.'.join(_without_tags(model, place[:-1]))}" if place[:-1] else ""
         return f"{where} has an unknown setting '{place[-1]}'{within}; {suggest(place[-1], known)}"
@@ -25,6 +27,8 @@ def sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         message = (
             f"there is no kind '{first.get('ctx', {}).get('tag')}', {suggest(str(first['ctx']['tag']), tags)[:-1]}"
         )
+    if first["type"] == "union_tag_not_found":
+        message = "it has no 'kind', which says what attack it is"
     path = ".".join(_without_tags(model, place))
     return f"{where} is not valid{f' at {path}' if path else ''}: {message[:1].lower()}{message[1:]}."
 
