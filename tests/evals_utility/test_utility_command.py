@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,3 +88,19 @@ def test_whom_to_measure_against_must_be_there(run, made):
         run("--task", text, "--reference", "x")
     code, out = run("--task", text, "--delta", f"d={made / 'delta'}", "--reference", "d", "--json")
     assert (code, set(json.loads(out)["losses"])) == (0, {"base"})
+
+
+def test_the_page_on_utility_runs(made, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "utility.md").read_text()
+    [python], [shell] = (re.findall(rf"```{name}\n(.*?)```", page, flags=re.S) for name in ("python", "sh"))
+    monkeypatch.chdir(made)
+    exec(compile(python, "utility.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "piqa_local acc" in out
+    assert "text perplexity" in out
+    app = typer.Typer()
+    app.command()(evaluate)
+    for line in shell.splitlines():
+        result = CliRunner().invoke(app, shlex.split(line)[2:], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert len(read_lines(made / "items.jsonl")) == 3 * 2 * 2  # passages, values, arms
