@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from deltakeeper.calibration.inputs import quiet_loading
 from deltakeeper.devices import working_device
 from deltakeeper.errors import DataError
 from deltakeeper.evals.judges.base import LABELS, Asked, Label, Seen, Verdict
@@ -204,7 +204,7 @@ class ClassifierJudge:
             head = transformers.AutoModelForSequenceClassification
         safe = {"local_files_only": True, "trust_remote_code": False}
         try:
-            with quiet_loading():
+            with _quiet():
                 tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(self.folder), **safe)
                 model: Any = head.from_pretrained(str(self.folder), dtype="auto", use_safetensors=True, **safe)
         except Exception as error:  # from files of many formats, read by a library that raises all kinds of errors
@@ -254,6 +254,20 @@ def open_classifier(settings: ClassifierSettings, folder: Path) -> ClassifierJud
             "check the name, the commit and the network."
         ) from error
     return ClassifierJudge(settings, Path(path), settings.revision)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress bars of transformers off the screen."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _hash_of(folder: Path) -> str:

@@ -16,7 +16,7 @@ MAX_BYTES = 256 << 20
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "objective", "question", "goal"),
     "answer": ("answer", "completion", "response", "assistant_response"),
-    "label": ("label", "final_label", "human_label"),
+    "label": ("label", "final_label", "human_label", "human_score"),
     "arm": ("arm", "model"),
     "stratum": ("stratum",),
     "weight": ("weight",),
@@ -34,6 +34,8 @@ _LABELS: Mapping[str, Label] = {
     "full_compliance": "complied",
     "1_full_compliance": "complied",
     "safe_other": "safe_other",
+    "1": "refused",
+    "0": "complied",
 }
 
 
@@ -63,8 +65,8 @@ class LabelledAnswer:
 def read_labels(path: str | Path, *, labelled: bool = True) -> list[LabelledAnswer]:
     """Read a CSV with a header: `prompt`, `answer`, `label`, and optionally `arm`, `stratum` and `weight`.
 
-    The names that XSTest's published files use are understood too; lines before the header that begin with `# ` are
-    skipped.
+    The names in the published files of XSTest and PyRIT (whose score of 1 is a refusal) are understood too. Lines that
+    begin with `# ` are skipped before the header.
 
     Args:
         path: the file.
