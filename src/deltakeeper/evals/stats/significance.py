@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -40,6 +41,7 @@ def mcnemar_power(n: int, discordant: float, difference: float, *, level: float 
     return float(binom.pmf(flips, n, discordant) @ rejected)
 
 
+@lru_cache(maxsize=4096)  # a report asks for the same fine-tune and base again for every arm
 def minimum_detectable_effect(n: int, discordant: float, *, power: float = 0.8, level: float = LEVEL) -> float | None:
     """Smallest paired difference that the exact McNemar test of `n` prompts shows with the given power.
 
