@@ -117,7 +117,7 @@ def heal(
         origin = stack.enter_context(opened(base))
         target = stack.enter_context(opened(tuned, base=origin))
         writer = stack.enter_context(ArtifactWriter(Path(out), overwrite, (artifact.path, origin.path, target.path)))
-        _check_models(artifact, origin, target)
+        check_models(artifact, origin, target)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltakeeper-heal-")))
         folder = tuned_folder(target, origin, scratch)
         batches = read_batches(folder, text, samples, length, batch)
@@ -151,7 +151,7 @@ def heal(
     return report
 
 
-def _check_models(artifact: DeltaArtifact, base: Checkpoint, tuned: Checkpoint) -> None:
+def check_models(artifact: DeltaArtifact, base: Checkpoint, tuned: Checkpoint) -> None:
     """Refuse another base than the artifact's, and another fine-tune where it says which it was made from."""
     pair(base, tuned)  # raises if the two do not belong together
     for name in artifact.names:

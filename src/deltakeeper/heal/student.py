@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.errors import DeltakeeperError
@@ -23,10 +22,11 @@ from deltakeeper.payload_writer import as_bytes
 from deltakeeper.reconstruct import reconstruct
 
 Trainable = Literal["scales", "scales+uncompressed"]
+Prepare = Callable[[str, list[Layout], bool], TrainedTerms]
 
 
 class _HealedLinear(nn.Module):
-    """`x W_baseᵀ + x Dᵀ`; the dense delta is made anew in the backward pass instead of being kept."""
+    """`x W_baseᵀ + x Dᵀ`; a delta that has to be dense for that is made anew in the backward pass."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, trained: TrainedTerms, flip: bool) -> None:
         super().__init__()
@@ -35,11 +35,7 @@ class _HealedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight.T if self.flip else self.weight
         y = F.linear(x, weight, self.bias)
-        added: torch.Tensor = checkpoint(self._product, x, use_reentrant=False)
-        return y + added  # (..., out)
-
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.trained.dense().to(x))
+        return y + self.trained.product(x)  # (..., out)
 
 
 class _HealedEmbedding(nn.Module):
@@ -52,12 +48,8 @@ class _HealedEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = self.embedding(ids)
-        added: torch.Tensor = checkpoint(self._rows, ids, use_reentrant=False)
-        total: torch.Tensor = rows.float() + added * getattr(self.embedding, "embed_scale", 1.0)
+        total: torch.Tensor = rows.float() + self.trained.rows(ids) * getattr(self.embedding, "embed_scale", 1.0)
         return total.to(rows.dtype)
-
-    def _rows(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self.trained.dense().to(ids.device))
 
 
 class _HealedValue(nn.Module):
@@ -127,8 +119,16 @@ def check_forms(artifact: DeltaArtifact) -> None:
             )
 
 
-def build_student(model: nn.Module, artifact: DeltaArtifact, trainable: Trainable) -> Student:
+def build_student(
+    model: nn.Module, artifact: DeltaArtifact, trainable: Trainable, prepare: Prepare | None = None
+) -> Student:
     """Put an artifact beside the weights of its live base; the base's own parameters stay frozen.
+
+    Args:
+        model: the base, loaded.
+        artifact: the delta.
+        trainable: which values.
+        prepare: gives the terms in training from a tensor's name and its terms, in the place of `TrainedTerms`.
 
     Raises:
         DeltakeeperError: a tensor does not fit the model, or is of a kind that has no trainable form, such as fused
@@ -150,7 +150,8 @@ def build_student(model: nn.Module, artifact: DeltaArtifact, trainable: Trainabl
     # Matrices first: the layer in the place of theirs takes their bias along, which may be trained afterwards.
     for name in sorted(names, key=lambda name: len(artifact.record(name).shape) != 2):
         record, terms = artifact.record(name), artifact.terms(name)
-        found = TrainedTerms(terms, train=not terms[0].replaces or trainable == "scales+uncompressed")
+        train = not terms[0].replaces or trainable == "scales+uncompressed"
+        found = prepare(name, terms, train) if prepare else TrainedTerms(terms, train)
         if found.steps:
             trained[name] = found
         _put(model, name, record, found)

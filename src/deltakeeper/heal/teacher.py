@@ -85,7 +85,7 @@ def spool_teacher(folder: Path, batches: list[torch.Tensor], scratch: Path, prog
     """
     model: Any = load_decoder(folder).to(working_device())
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    kept = _alone(head)
+    kept = alone(head)
     seen: list[torch.Tensor] = []
 
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -112,7 +112,7 @@ def spool_teacher(folder: Path, batches: list[torch.Tensor], scratch: Path, prog
     return Spool(scratch, batches, kept)
 
 
-def _alone(head: nn.Module | None) -> nn.Linear | None:
+def alone(head: nn.Module | None) -> nn.Linear | None:
     """The head with memory of its own, so that it holds on to nothing of the model; None where it is not linear."""
     if not isinstance(head, nn.Linear):
         return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from deltakeeper.heal.products import Product
 from deltakeeper.layouts import Layout
 
 WHOLE = 0.25
@@ -25,17 +28,36 @@ class TrainedTerms(nn.Module):
         stored: terms to decode in the place of those in training, or None.
     """
 
-    def __init__(self, terms: list[Layout], train: bool) -> None:
+    def __init__(
+        self,
+        terms: list[Layout],
+        train: bool,
+        *,
+        unpacked: bool = False,
+        units: Mapping[tuple[int, str], float] | None = None,
+    ) -> None:
+        """Lay steps of zero on the values.
+
+        Args:
+            terms: the terms of one tensor.
+            train: whether they are trained at all.
+            unpacked: keep sign planes unpacked, a byte a weight, for products that are several times as fast; by
+                default every product makes the delta dense.
+            units: units of values by term and suffix where they are not the root mean square; without one, a tensor of
+                zeros is not trained.
+        """
         super().__init__()
         self.terms = terms
         self.stored: list[Layout] | None = None
         self.steps = nn.ParameterDict()
+        self._products = [Product(term) for term in terms] if unpacked and not terms[0].replaces else None
         self._values: dict[str, torch.Tensor] = {}
         self._units: dict[str, float] = {}
         for i, term in enumerate(terms):
             for suffix, value in (term.continuous() if train else {}).items():
                 key = f"{i}|{suffix}".replace(".", "~")  # a dot would be a path in a module
                 unit = float(value.double().square().mean().sqrt()) * (WHOLE if term.replaces else 1.0)
+                unit = (units or {}).get((i, suffix), unit)
                 if unit > 0:
                     self._values[key], self._units[key] = value, unit
                     self.steps[key] = nn.Parameter(torch.zeros_like(value, dtype=torch.float32))
@@ -51,6 +73,20 @@ class TrainedTerms(nn.Module):
             return _total(term.to_dense().float() for term in self.stored)
         return _total(self._part(i) for i in range(len(self.terms)))
 
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """`x @ Dᵀ`: `(..., in) -> (..., out)`, in the dtype of `x`."""
+        if self._products is None or self.stored is not None:
+            found: torch.Tensor = checkpoint(self._dense_product, x, use_reentrant=False)
+            return found
+        return _total(part(x, self._all_of(i)) for i, part in enumerate(self._products))
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the delta, float32 `(*ids, in)`."""
+        if self._products is None or self.stored is not None:
+            found: torch.Tensor = checkpoint(self._dense_rows, ids, use_reentrant=False)
+            return found
+        return _total(part.rows(ids, self._all_of(i)) for i, part in enumerate(self._products))
+
     def packed(self) -> list[Layout]:
         """The terms with their trained values.
 
@@ -62,9 +98,18 @@ class TrainedTerms(nn.Module):
             for i, term in enumerate(self.terms)
         ]
 
+    def _dense_product(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.dense().to(x))
+
+    def _dense_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, self.dense().to(ids.device))
+
     def _part(self, term: int) -> torch.Tensor:
         layout, values = self.terms[term], self._of(term)
         return layout.dense_from(layout.continuous() | values) if values else layout.to_dense().float()
+
+    def _all_of(self, term: int) -> dict[str, torch.Tensor]:
+        return self.terms[term].continuous() | self._of(term)
 
     def _of(self, term: int) -> dict[str, torch.Tensor]:
         found = {}

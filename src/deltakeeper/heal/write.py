@@ -19,7 +19,7 @@ from deltakeeper.delta import pair
 from deltakeeper.fidelity import Sums, compare, compare_rows, summarise
 from deltakeeper.fingerprint import leaf_hash, root_of
 from deltakeeper.layouts import Layout
-from deltakeeper.manifest import TensorRecord
+from deltakeeper.manifest import INEXACT, TensorRecord
 from deltakeeper.plan import in_order
 from deltakeeper.reconstruct import dense_delta, reconstruct
 from deltakeeper.safetensors_header import DTYPES
@@ -40,7 +40,7 @@ def write_healed(
         artifact: what was healed.
         base: its base.
         tuned: its fine-tune, for the figures of the report.
-        healed: new terms by tensor; every other tensor is copied.
+        healed: new terms by tensor, those of the artifact and perhaps more behind them; every other tensor is copied.
         how: settings and figures of the healing, for the report.
 
     Raises:
@@ -59,7 +59,9 @@ def write_healed(
         before = None if record.encoding == "tied" else check_base(base, artifact, name, record)
         if record.encoding == "terms":
             new = list(healed.get(name, terms))
-            parts = [(part.slice, term) for part, term in zip(record.terms, new, strict=True)]
+            # Terms that healing added come last; they belong to whole matrices.
+            slices = [part.slice for part in record.terms] + [None] * (len(new) - len(record.terms))
+            parts = list(zip(slices, new, strict=True))
             term_records, nbytes, digest = writer.add(name, parts, added)
             record = replace(record, terms=term_records, stored_bytes=nbytes, sha256=digest)
             if name in healed:
@@ -93,5 +95,6 @@ def write_healed(
         "healing": dict(how),
     }
     writer.write_text(REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
-    healed_manifest = replace(manifest, tensors=dict(sorted(records.items())), reconstruction=source)
+    exact = not any(term.layout == INEXACT for record in records.values() for term in record.terms)
+    healed_manifest = replace(manifest, tensors=dict(sorted(records.items())), reconstruction=source, exact=exact)
     writer.finish(healed_manifest, write_card)
