@@ -21,6 +21,7 @@ class GuardSettings:
         lr: learning rate in units of each value tensor, after a short warm-up falling to zero along a cosine.
         rank: rank of a low-rank term that is added to the matrices inside the model and starts at zero; 0 for none.
         rank_lr: learning rate of that term, relative to `lr`.
+        own: whether the values of the delta itself are trained; without it the added term alone is.
         widen: give sign planes with one scale a matrix one for each row, which costs four bytes a row.
         start: factor on every scale before the first step; below 1 the delta is built up again from a smaller one.
         first: weight of the first token of an answer beside the later ones: whether to refuse is decided there.
@@ -35,6 +36,7 @@ class GuardSettings:
     lr: float = 5e-2
     rank: int = 4
     rank_lr: float = 1.0
+    own: bool = True
     widen: bool = True
     start: float = 1.0
     first: float = 1.0

@@ -33,13 +33,14 @@ class GuardedTerms:
         """See `heal.student.Prepare`."""
         settings = self._settings
         if not train or len(terms[0].shape) != 2 or terms[0].replaces:
-            whole = TrainedTerms(terms, train)
+            whole = TrainedTerms(terms, train and settings.own)
             self._values += whole.steps.values()
             return whole
         terms = [widened(term) if settings.widen else term for term in terms]
         if settings.start != 1.0:
             terms = [scaled(term, settings.start) for term in terms]
         units: dict[tuple[int, str], float] = {}
+        fixed = () if settings.own else tuple(range(len(terms)))
         if settings.rank and self._artifact.record(name).role == INSIDE:
             size = float(sum(term.to_dense().double().square().mean() for term in terms)) ** 0.5
             rank = min(settings.rank, *terms[0].shape)
@@ -48,7 +49,7 @@ class GuardedTerms:
                 terms = [*terms, fresh(terms[0].shape, rank, size, settings.seed ^ zlib.crc32(name.encode()))]
                 units = {(number, "delta_U"): rank**-0.5}
                 self.added.append(name)
-        found = TrainedTerms(terms, train, unpacked=True, units=units)
+        found = TrainedTerms(terms, train, unpacked=True, fixed=fixed, units=units)
         for key, step in found.steps.items():
             new = bool(units) and key.startswith(f"{len(terms) - 1}|")
             (self._factors if new else self._values).append(step)

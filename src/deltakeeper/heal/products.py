@@ -34,16 +34,22 @@ def _signed(x: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     return found
 
 
+FAST = (Signs, Lowrank)
+"""Layouts that need not be made dense."""
+
+
 class Product:
     """One term of a delta, multiplied and looked up with other values in the place of its own.
 
     Sign planes are unpacked once, to a byte a weight, and scales multiply what goes in or comes out; factors are
-    multiplied one after the other. Every other layout is made dense for each product, and again in the backward pass.
+    multiplied one after the other. Every other layout is made dense for each product, and again in the backward pass;
+    or once for each dtype, where no values are given.
     """
 
     def __init__(self, term: Layout) -> None:
         self.term = term
         self._planes: list[torch.Tensor] | None = None
+        self._dense: dict[torch.dtype, torch.Tensor] = {}
 
     def __call__(self, x: torch.Tensor, values: Values) -> torch.Tensor:
         """`x @ termᵀ`: `(..., in) -> (..., out)`, differentiable in `x` and in the values."""
@@ -52,6 +58,8 @@ class Product:
         if isinstance(self.term, Lowrank) and self.term.packed is None:
             left, right = values["delta_U"], values["delta_V"] * self.term.gain
             return F.linear(F.linear(x, right.to(x)), left.to(x))
+        if not values:
+            return F.linear(x, self._as(x))
         found: torch.Tensor = checkpoint(self._dense_product, x, values, use_reentrant=False)
         return found
 
@@ -63,6 +71,8 @@ class Product:
             return F.embedding(ids, values["delta_U"].to(ids.device)) @ (values["delta_V"] * self.term.gain).to(
                 ids.device
             )
+        if not values:
+            return F.embedding(ids, self._as(torch.zeros(0, device=ids.device)))
         found: torch.Tensor = checkpoint(self._dense_rows, ids, values, use_reentrant=False)
         return found
 
@@ -97,10 +107,12 @@ class Product:
         return self._planes
 
     def _dense_product(self, x: torch.Tensor, values: Values) -> torch.Tensor:
-        return F.linear(x, self._dense(values).to(x))
+        return F.linear(x, self.term.dense_from(values).to(x))
 
     def _dense_rows(self, ids: torch.Tensor, values: Values) -> torch.Tensor:
-        return F.embedding(ids, self._dense(values).to(ids.device))
+        return F.embedding(ids, self.term.dense_from(values).to(ids.device))
 
-    def _dense(self, values: Values) -> torch.Tensor:
-        return self.term.dense_from(values) if values else self.term.to_dense().float()
+    def _as(self, like: torch.Tensor) -> torch.Tensor:
+        if like.dtype not in self._dense:
+            self._dense[like.dtype] = self.term.to_dense().to(like)
+        return self._dense[like.dtype]

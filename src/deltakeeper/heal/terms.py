@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from deltakeeper.heal.products import Product
+from deltakeeper.heal.products import FAST, Product
 from deltakeeper.layouts import Layout
 
 WHOLE = 0.25
@@ -34,6 +34,7 @@ class TrainedTerms(nn.Module):
         train: bool,
         *,
         unpacked: bool = False,
+        fixed: Collection[int] = (),
         units: Mapping[tuple[int, str], float] | None = None,
     ) -> None:
         """Lay steps of zero on the values.
@@ -43,6 +44,7 @@ class TrainedTerms(nn.Module):
             train: whether they are trained at all.
             unpacked: keep sign planes unpacked, a byte a weight, for products that are several times as fast; by
                 default every product makes the delta dense.
+            fixed: numbers of terms that are not.
             units: units of values by term and suffix where they are not the root mean square; without one, a tensor of
                 zeros is not trained.
         """
@@ -54,7 +56,7 @@ class TrainedTerms(nn.Module):
         self._values: dict[str, torch.Tensor] = {}
         self._units: dict[str, float] = {}
         for i, term in enumerate(terms):
-            for suffix, value in (term.continuous() if train else {}).items():
+            for suffix, value in (term.continuous() if train and i not in fixed else {}).items():
                 key = f"{i}|{suffix}".replace(".", "~")  # a dot would be a path in a module
                 unit = float(value.double().square().mean().sqrt()) * (WHOLE if term.replaces else 1.0)
                 unit = (units or {}).get((i, suffix), unit)
@@ -109,7 +111,8 @@ class TrainedTerms(nn.Module):
         return layout.dense_from(layout.continuous() | values) if values else layout.to_dense().float()
 
     def _all_of(self, term: int) -> dict[str, torch.Tensor]:
-        return self.terms[term].continuous() | self._of(term)
+        found = self._of(term)
+        return self.terms[term].continuous() | found if found or isinstance(self.terms[term], FAST) else {}
 
     def _of(self, term: int) -> dict[str, torch.Tensor]:
         found = {}
