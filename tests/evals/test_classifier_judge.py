@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 import yaml
@@ -188,3 +190,11 @@ def test_models_that_do_not_fit_their_settings_are_refused(heads, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot be loaded"):
         judge(heads, tmp_path, model=str(tmp_path / "empty")).verdicts(asked(1))
+
+
+def test_a_judge_may_go_to_another_process(heads, tmp_path):
+    toy = judge(heads, tmp_path)
+    first = toy.verdicts(asked(2))
+    sent = pickle.dumps(toy)
+    assert len(sent) < 10_000  # the model stays here
+    assert pickle.loads(sent).verdicts(asked(2)) == first  # noqa: S301

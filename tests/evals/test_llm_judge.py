@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
 import time
 from itertools import pairwise
@@ -406,3 +407,14 @@ def test_the_hash_holds_what_verdicts_depend_on():
 
 def test_an_envelope_is_what_the_fake_says_it_is():
     assert json.loads(completion("x"))["choices"][0]["message"]["content"] == "x"
+
+
+def test_a_judge_may_go_to_another_process(tmp_path):
+    with serving(lambda body, count: YES) as fake:
+        toy = judge(tmp_path, fake.url, cache="cache")
+        toy._endpoint._sleep = time.sleep  # the tests' own one cannot travel
+        toy.verdicts([EXCHANGE])
+        other = pickle.loads(pickle.dumps(toy))  # noqa: S301
+        assert other.sha256 == toy.sha256
+        assert other.verdicts([EXCHANGE, Asked("a", "b")]) == toy.verdicts([EXCHANGE, Asked("a", "b")])
+    assert len(fake.requests) == 2

@@ -93,6 +93,10 @@ class ClassifierJudge:
         self._weights = sha256
         self._loaded: tuple[Any, Any] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: it loads the model itself."""
+        return {**self.__dict__, "_loaded": None}
+
     def __repr__(self) -> str:
         return f"ClassifierJudge({self.name!r}, {self.settings.model!r})"
 

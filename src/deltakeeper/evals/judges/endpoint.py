@@ -97,6 +97,13 @@ class Endpoint:
         self._client: Any = None
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: all but the open connections."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_client", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _client=None, _lock=threading.Lock())
+
     def check_key(self) -> None:
         """Raises DataError if a key is wanted and the environment holds none."""
         self._headers()

@@ -47,7 +47,7 @@ def draw_counts(
     return _draw(len(known), resamples, seed)[:, members]
 
 
-@lru_cache(maxsize=3)  # the attack's prompts, the skill's, and the seeds: a report asks for the same draws again
+@lru_cache(maxsize=4)  # prompts of attack and skill, seeds, one seed: a report asks for the same draws again
 def _draw(groups: int, resamples: int, seed: int) -> Floats:
     rng = np.random.default_rng(seed)
     counts = np.empty((resamples, groups))
