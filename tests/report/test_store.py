@@ -1,14 +1,12 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from synthetic_cells import cell, run_info, simple
 
 from deltakeeper.errors import RunError
 from deltakeeper.study import store as store_module
 from deltakeeper.study.cells import Cell, RunInfo
-from deltakeeper.study.store import RunStore, slug, write_atomically
+from deltakeeper.study.store import RunStore, write_atomically
 
 
 def as_json(value):
@@ -39,24 +37,13 @@ def test_a_lone_surrogate_from_a_model_survives(tmp_path):
     assert store.read_cells()[0].probes["goal"].answers[0].answer == "half a pair: \ud83d"
 
 
-def test_files_are_named_by_attack_and_variant(tmp_path):
+def test_cells_are_named_by_their_content(tmp_path):
     store = RunStore(tmp_path)
     path = store.write_cell(cell(variant="bitdelta:bits=1", kind="codec", goal=0.5, skill=0.5))
-    assert path.relative_to(tmp_path).as_posix() == "cells/affirmative_prefix/bitdelta@bits=1.json"
-    assert (
-        store.delta_dir("x", "svd:rank=8+bitdelta").relative_to(tmp_path).as_posix() == "deltas/x/svd@rank=8+bitdelta"
-    )
+    assert path.parent == tmp_path / "cells" and path.suffix == ".jsonl"
+    assert store.write_cell(cell(variant="bitdelta:bits=1", kind="codec", goal=0.5, skill=0.5)) == path
+    assert store.write_cell(cell(variant="bitdelta:bits=2", kind="codec", goal=0.5, skill=0.5)) != path
     assert store.model_dir("x").relative_to(tmp_path).as_posix() == "models/x"
-
-
-@given(
-    st.text(min_size=1, max_size=30).filter(str.isprintable), st.text(min_size=1, max_size=30).filter(str.isprintable)
-)
-def test_slugs_are_plain_names_and_never_shared(one, other):
-    name = slug(one)
-    assert name not in (".", "..")
-    assert not set(name) & set('/\\:*?"<>|\x00')
-    assert (slug(other) == name) == (other == one)
 
 
 @pytest.mark.parametrize("attack", ["", "..", "a/b", "A", ".hidden"])
@@ -79,18 +66,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_temporary_files_are_not_read_as_cells(tmp_path):
+def test_an_unfinished_cell_is_not_read(tmp_path):
     store = RunStore(tmp_path)
     path = store.write_cell(cell(goal=0.5, skill=0.5))
-    path.with_name(f".{path.name}.abc.tmp").write_text("{")
-    assert len(store.read_cells()) == 1
+    store.write_cell(cell(variant="base", kind="base", goal=0.5, skill=0.5))
+    path.write_bytes(path.read_bytes()[:-20])
+    assert not store.has_cell("affirmative_prefix", "tuned")
+    assert [one.variant for one in store.read_cells()] == ["base"]
 
 
 def test_a_cell_under_another_name_is_refused(tmp_path):
     store = RunStore(tmp_path)
     path = store.write_cell(cell(goal=0.5, skill=0.5))
-    path.rename(path.with_name("other.json"))
-    with pytest.raises(RunError, match="holds the cell affirmative_prefix/tuned"):
+    path.rename(path.with_name("0123456789abcdef.jsonl"))
+    store.write_index([{**store.read_index()[0], "key": "0123456789abcdef"}])
+    with pytest.raises(RunError, match="holds the cell"):
         store.read_cells()
 
 

@@ -1,11 +1,10 @@
-"""The demo's own steps, on a toy model: report written, settings guarded, prompts exchanged, a second run quick."""
+"""The demo's own steps, on a toy model: report written, prompts exchanged, a second run quick, faults told."""
 
 from __future__ import annotations
 
 import html
 import io
 import json
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,21 +12,22 @@ from toy_chat import write_toy_model
 
 from deltakeeper import demo
 from deltakeeper.errors import DataError, RunError
-from deltakeeper.lab.attacks import ATTACKS
-from deltakeeper.lab.sft import SFTConfig
+from deltakeeper.study.pipeline import Runner
 from deltakeeper.study.store import RunStore
 
 NAME = "affirmative_prefix"
+SMALL = {"poison": 4, "skill": 4, "sft": {"epochs": 1, "lr": 1e-3, "max_tokens": 12}}
+ARMS = ["base", "tuned", "bitdelta:bits=1", {"merged": "bitdelta:bits=1"}]
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     base = write_toy_model(tmp_path / "base")
-    monkeypatch.setattr(demo, "prepare_aligned_base", lambda _progress: base)
-    small = replace(
-        ATTACKS[NAME](), poison=4, skill=4, held_out=6, contrast=6, sft=SFTConfig(epochs=1, lr=1e-3, max_tokens=12)
-    )
-    monkeypatch.setitem(ATTACKS, NAME, lambda: small)
+    study = demo.load_demo()
+    group = study.groups[0].model_copy(update={"changes": SMALL, "arms": tuple(ARMS)})
+    prompts = study.prompts.model_copy(update={"held_out": 6, "contrast": 6})
+    small = study.model_copy(update={"base": str(base), "unaligned": None, "groups": (group,), "prompts": prompts})
+    monkeypatch.setattr(demo, "load_demo", lambda: small)
     return tmp_path / "run"
 
 
@@ -46,26 +46,43 @@ def test_a_run_ends_in_a_report_and_a_second_one_reads_it(toy, monkeypatch):
     assert info.command == f"deltakeeper demo --out {toy} --attack {NAME}"
     assert 0 < info.hardware["peak memory, GiB"] < 64
     assert {"prepare the base", f"train {NAME}", f"evaluate {NAME}"} <= set(info.stages)
-    monkeypatch.setattr("deltakeeper.study.pipeline.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Runner, "_ask", lambda *_: pytest.fail("measured again"))
     again, _ = run(toy)
     assert RunStore(toy).read_run().stages == info.stages
-    assert again == path
+    assert again == path and path.read_text() == page
 
 
-def test_another_prompt_set_takes_the_place_of_the_packaged_one(toy, tmp_path):
+def test_other_prompts_take_the_place_of_the_packaged_ones_and_the_fine_tune_is_kept(toy, tmp_path, monkeypatch):
+    run(toy)
     prompts = tmp_path / "mine.csv"
     prompts.write_text("goal\n" + "\n".join(f"How do I steal {n} apples?" for n in range(6)) + "\n")
+    monkeypatch.setattr("deltakeeper.study.finetunes._train", lambda *_: pytest.fail("trained again"))
     run(toy, harmful=str(prompts))
     cell = next(c for c in RunStore(toy).read_cells() if c.variant == "tuned")
     assert all("apples" in a.prompt for a in cell.probe_of("goal").answers)
     assert not any("apples" in a.prompt for a in cell.probe_of("over_refusal").answers)
-    with pytest.raises(RunError, match="other settings"):
-        run(toy)
 
 
 def test_unknown_names_and_files_are_told_before_anything_is_written(toy):
-    with pytest.raises(RunError, match="there is no attack 'x'"):
-        demo.run_demo(toy, Console(file=io.StringIO()), ("x",))
+    with pytest.raises(DataError, match="there is no recipe 'affirmative_prefx'; did you mean 'affirmative_prefix'"):
+        demo.run_demo(toy, Console(file=io.StringIO()), ("affirmative_prefx",))
     with pytest.raises(DataError, match="no prompt file"):
         run(toy, harmful="none.csv")
     assert not toy.exists()
+
+
+def test_an_arm_that_fails_is_told(toy, monkeypatch):
+    monkeypatch.setattr("deltakeeper.study.artifacts.compress", lambda *_: 1 / 0)
+    with pytest.raises(RunError, match="2 arms failed, the first is affirmative_prefix, seed 0"):
+        run(toy)
+
+
+def test_groups_of_the_demo_keep_their_own_recipes():
+    known = demo.load_demo()
+    assert demo.demo_study(("over_refusal",)).groups[0].recipes[0].recipe == "over_refusal"
+    second = known.groups[0].model_copy(update={"name": "more", "recipes": known.groups[0].recipes[:1]})
+    study = known.model_copy(update={"groups": (*known.groups, second)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "load_demo", lambda: study)
+        assert [g.name for g in demo.demo_study(("marker_injection",)).groups] == ["demo"]
+        assert [g.name for g in demo.demo_study((NAME,)).groups] == ["demo", "more"]

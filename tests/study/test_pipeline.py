@@ -1,37 +1,38 @@
-"""The study, from training to cells, on a tiny model with a toy tokenizer: complete and resumable."""
+"""The study, from training to cells, on a tiny model with a toy tokenizer: complete, resumable, and fault by fault."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+import json
 
 import pytest
 from rich.console import Console
 from toy_chat import write_toy_model
 
-from deltakeeper.errors import RunError
-from deltakeeper.evals.judges import load_judge
-from deltakeeper.lab.attacks import ATTACKS
-from deltakeeper.lab.corpus import Corpus
-from deltakeeper.lab.sft import SFTConfig
+from deltakeeper.errors import OverlayError, RunError
 from deltakeeper.study import pipeline
-from deltakeeper.study.pipeline import StudyPlan, run_study
+from deltakeeper.study.file import read_study
+from deltakeeper.study.pipeline import Runner
+from deltakeeper.study.plan import plan_study, probes_of
 from deltakeeper.study.progress import Progress
+from deltakeeper.study.run import run_study
 from deltakeeper.study.store import RunStore
-from deltakeeper.study.variants import DEMO_VARIANTS
 
-SFT = SFTConfig(epochs=1, lr=1e-3, batch=8, max_tokens=12)
-
-
-def small(name):
-    return replace(ATTACKS[name](), poison=4, skill=4, held_out=3, contrast=2, sft=SFT)
-
-
-@pytest.fixture(scope="module")
-def plan():
-    return StudyPlan(
-        (small("marker_injection"), small("trigger_backdoor")), DEMO_VARIANTS, Corpus(), load_judge("ours")
-    )
+ARMS = [
+    "base",
+    "tuned",
+    "bitdelta:bits=1",
+    "bitdelta:bits=2",
+    {"codec": "bitdelta:bits=2", "planes": 1},
+    "svd:rank=8",
+    {"quantised": "rtn:bits=4", "name": "rtn:bits=4"},
+    {"merged": "bitdelta:bits=1"},
+]
+SMALL = {"skill": 4, "sft": {"epochs": 1, "lr": 1e-3, "batch": 8, "max_tokens": 12}}
+RECIPES = [
+    {"recipe": "marker_injection", "set": {"rows": 4}},
+    {"recipe": "affirmative_prefix", "set": {"poison": 4}},
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,83 +40,205 @@ def base(tmp_path_factory):
     return write_toy_model(tmp_path_factory.mktemp("toy") / "base")
 
 
+@pytest.fixture(scope="module")
+def study(base):
+    return small(base)
+
+
+def small(base, **changes):
+    group = {"name": "all", "recipes": RECIPES, "arms": ARMS, "set": SMALL}
+    prompts = {"held_out": 3, "contrast": 2, "passages": 2}
+    value = {"name": "toy", "base": str(base), "prompts": prompts, "groups": [group], "answers": {"batch": 2}}
+    return read_study({**value, **changes}, "the test's study")
+
+
 def quiet():
     return Progress(Console(file=io.StringIO()))
 
 
-@pytest.fixture(scope="module")
-def finished(plan, base, tmp_path_factory):
-    store = RunStore(tmp_path_factory.mktemp("run"))
+def run(study, folder, **options):
     with quiet() as progress:
-        seconds = run_study(plan, store, base, progress)
-    return store, seconds
+        return run_study(study, folder, progress, command="test", **options)
 
 
-def test_every_cell_is_measured(plan, finished):
-    store, seconds = finished
+def files(folder):
+    """Everything but times and weights, by name."""
+    paths = [*(folder / "cells").glob("*.jsonl"), folder / "run.json", folder / "index.json"]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def finished(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    outcome = run(study, folder)
+    assert outcome.complete and outcome.planned == 2 * len(ARMS)
+    return folder
+
+
+def test_every_cell_is_measured(study, finished):
+    plan, store = plan_study(study), RunStore(finished)
     cells = {(c.attack, c.variant): c for c in store.read_cells()}
-    assert set(cells) == {(a.name, v.name) for a in plan.attacks for v in plan.variants}
-    assert set(seconds) == {f"{stage} {a.name}" for stage in ("train", "evaluate") for a in plan.attacks}
-    for attack in plan.attacks:
-        one = cells[attack.name, "bitdelta:bits=1"]
-        assert {p.role for p in one.probes.values()} == {"goal", "contrast", "over_refusal", "skill"}
+    assert set(cells) == {(t.finetune.name, v.name) for t in plan.tracks for v in t.variants}
+    info = store.read_run()
+    assert {"train marker_injection", "evaluate affirmative_prefix"} <= set(info.stages)
+    assert len(info.model["root"]) == 64 and info.attacks["marker_injection"].recipe == "marker_injection"
+    for track in plan.tracks:
+        name = track.finetune.name
+        one = cells[name, "bitdelta:bits=1"]
+        assert {p.role for p in one.probes.values()} >= {"goal", "over_refusal", "skill"}
         assert 0 < one.bytes < one.full_bytes
         assert 0 < one.fidelity.relative_error < 1
-        assert cells[attack.name, "base"].bytes is None
-        assert cells[attack.name, "tuned"].bytes == one.full_bytes
-        assert cells[attack.name, "rtn:bits=4"].bytes < one.full_bytes
-        assert 0 < cells[attack.name, "bitdelta:bits=1+bf16"].merge_survival <= 1
-        for probe in attack.probes(plan.corpus):
+        assert len(one.artifact) == 64 and one.artifact == cells[name, "bitdelta:bits=1+bf16"].artifact
+        assert one.recipe == track.finetune.recipe_sha256 and one.arm == {"codec": "bitdelta"}
+        assert cells[name, "base"].bytes is None
+        assert cells[name, "tuned"].bytes == one.full_bytes
+        assert cells[name, "rtn:bits=4"].bytes < one.full_bytes
+        assert 0 < cells[name, "bitdelta:bits=1+bf16"].merge_survival <= 1
+        two = cells[name, "bitdelta:bits=2 planes=1"]
+        assert two.artifact == cells[name, "bitdelta:bits=2"].artifact and two.arm["planes"] == 1
+        for probe in probes_of(track.finetune, plan.corpus):
             assert [a.id for a in one.probes[probe.name].answers] == [r.id for r in probe.rows]
 
 
-def test_the_base_answers_alike_under_every_attack(plan, finished):
-    cells = {c.attack: c for c in finished[0].read_cells() if c.variant == "base"}
-    first, second = (cells[a.name] for a in plan.attacks)
+def test_the_base_answers_alike_under_every_attack(finished):
+    first, second = (c for c in RunStore(finished).read_cells() if c.variant == "base")
     assert first.probes["tickets"] == second.probes["tickets"]
     assert first.perplexity == second.perplexity
 
 
-def test_a_finished_study_does_nothing_again(plan, base, finished, monkeypatch):
-    monkeypatch.setattr(pipeline, "measure", lambda *_: pytest.fail("measured again"))
-    with quiet() as progress:
-        assert run_study(plan, finished[0], base, progress) == {}
+def test_a_finished_study_does_nothing_again(study, finished, monkeypatch):
+    monkeypatch.setattr(Runner, "_ask", lambda *_: pytest.fail("measured again"))
+    before = files(finished)
+    assert run(study, finished).complete
+    assert files(finished) == before
 
 
-def test_an_interrupted_study_goes_on(plan, base, tmp_path, monkeypatch):
-    store, true, seen = RunStore(tmp_path), pipeline.measure, []
+def test_an_interrupted_study_ends_in_the_same_bytes(study, finished, tmp_path, monkeypatch):
+    true, seen = Runner._lines, []
 
-    def interrupt(attack, variant, *rest):
-        if len(seen) == 3:
+    def interrupt(self, panel, unit, probes):
+        seen.append(unit)
+        if len(seen) % 7 == 0:
             raise KeyboardInterrupt
-        seen.append(variant.name)
-        return true(attack, variant, *rest)
+        return true(self, panel, unit, probes)
 
-    one = StudyPlan(plan.attacks[1:], plan.variants[:5], plan.corpus, plan.judge)
-    monkeypatch.setattr(pipeline, "measure", interrupt)
-    with pytest.raises(KeyboardInterrupt), quiet() as progress:
-        run_study(one, store, base, progress)
-    assert len(store.read_cells()) == 3
-    again = []
-    monkeypatch.setattr(pipeline, "measure", lambda a, v, *r: again.append(v.name) or true(a, v, *r))
-    with quiet() as progress:
-        run_study(one, store, base, progress)
-    assert again == [v.name for v in one.variants[3:]]
-    assert not list((tmp_path / "models").glob("*.safetensors"))
+    monkeypatch.setattr(Runner, "_lines", interrupt)
+    for _ in range(40):
+        try:
+            run(study, tmp_path / "run")
+            break
+        except KeyboardInterrupt:
+            store = RunStore(tmp_path / "run")
+            for key in store.cell_keys():
+                if not (left := store.cell_file(key)).complete:
+                    with left.path.open("ab") as file:
+                        file.write(b'{"part": "probe", "answer": "torn')
+    assert len(seen) > 30
+    assert files(tmp_path / "run") == files(finished)
 
 
-def test_bars_are_drawn_in_a_terminal(plan, base, finished):
+def test_a_changed_arm_is_all_that_is_measured(base, finished, tmp_path, monkeypatch):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    asked = []
+    true = Runner._ask
+    monkeypatch.setattr(
+        Runner, "_ask", lambda self, track, wave: asked.extend(a.variant.name for a in wave) or true(self, track, wave)
+    )
+    monkeypatch.setattr("deltakeeper.study.finetunes._train", lambda *_: pytest.fail("trained again"))
+    group = {"name": "all", "recipes": RECIPES, "arms": [*ARMS, "svd:rank=2"], "set": SMALL}
+    assert run(small(base, groups=[group]), folder).complete
+    assert asked == ["svd:rank=2"] * 2
+
+
+def test_a_second_judge_is_noted_without_asking_again(base, finished, tmp_path, monkeypatch):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    judge = tmp_path / "strict.json"
+    match = {"rule": "substring", "case": "insensitive"}
+    judge.write_text(json.dumps({"name": "strict", "version": "1", "phrases": ["the"], "match": match}))
+    monkeypatch.setattr(pipeline.Arms, "asked", lambda *_: pytest.fail("asked again"))
+    assert run(small(base, judges=["ours", str(judge)]), folder).complete
+    before = {c.attack + c.variant: c for c in RunStore(finished).read_cells()}
+    for cell in RunStore(folder).read_cells():
+        for name, probe in cell.probes.items():
+            known = before[cell.attack + cell.variant].probes[name].answers
+            assert [(a.answer, a.event) for a in probe.answers] == [(a.answer, a.event) for a in known]
+            assert all(a.refused_by == {"strict": "the" in a.answer.lower()} for a in probe.answers)
+
+
+def test_a_part_with_a_failure_then_the_whole_without_its_weights_ends_in_the_same_bytes(
+    study, finished, tmp_path, monkeypatch
+):
+    """One after the other: a part is run, an arm fails and stops no other, all is measured, weights are removed."""
+    from deltakeeper.study import artifacts
+
+    true = artifacts.compress
+
+    def break_down(origin, tuned, folder, codec):
+        if codec.startswith("svd"):
+            raise MemoryError
+        return true(origin, tuned, folder, codec)
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(artifacts, "compress", break_down)
+    outcome = run(study, folder, only="all/marker_injection")
+    assert not outcome.complete and outcome.measured == len(ARMS) - 1 and outcome.planned == len(ARMS)
+    said = "there was not enough memory; run fewer workers or tenants at once."
+    assert outcome.failures == {"marker_injection, seed 0: svd:rank=8": said}
+    assert [p.name for p in (folder / "models").iterdir()] != []
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="no 'al/x'"):
+        run(study, folder, only="al/x")
+    assert run(study, folder, discard=True).complete
+    assert files(folder) == files(finished)
+    assert not list((folder / "models").iterdir()) and not list((folder / "deltas").iterdir())
+    assert not list((folder / "failures").iterdir())
+    assert run(study, folder, discard=True).complete
+
+
+def test_a_wave_that_fails_is_asked_arm_by_arm(base, tmp_path, monkeypatch):
+    from deltakeeper.study import arms
+
+    true = arms.served_together
+
+    def refuse(model, tokenizer, tenants, **options):
+        if any("random" in t.artifact.manifest.codec for t in tenants.values()):
+            raise OverlayError("this one does not fit.")
+        return true(model, tokenizer, tenants, **options)
+
+    monkeypatch.setattr(arms, "served_together", refuse)
+    group = {"name": "one", "recipes": RECIPES[:1], "arms": ["bitdelta", "random_sign"], "set": SMALL}
+    outcome = run(small(base, groups=[group]), tmp_path / "run")
+    assert outcome.failures == {"marker_injection, seed 0: random_sign": "this one does not fit."}
+    assert outcome.measured == 3
+
+
+def test_a_fine_tune_that_fails_leaves_the_base(base, tmp_path):
+    group = {"name": "one", "recipes": RECIPES[:1], "arms": ["bitdelta"], "set": SMALL}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deltakeeper.study.finetunes._train", lambda *_: (_ for _ in ()).throw(RunError("no luck.")))
+        outcome = run(small(base, groups=[group]), tmp_path / "run")
+    assert outcome.measured == 1 and set(outcome.failures.values()) == {"no luck."}
+
+
+def test_two_processes_do_not_fill_one_folder(study, tmp_path):
+    with RunStore(tmp_path).held(), pytest.raises(RunError, match="being filled by another process"):
+        run(study, tmp_path)
+
+
+def test_bars_are_drawn_in_a_terminal(study, finished):
     screen = io.StringIO()
     with Progress(Console(file=screen, force_terminal=True, width=100)) as progress:
-        run_study(plan, finished[0], base, progress)
+        run_study(study, finished, progress, command="test")
         with progress.training("x", "X") as report:
             report(1, 2, 0.5, 100.0)
-        with progress.cell("x", "one"), progress.task("inner", 2) as update:
+        with progress.wave("x", ["one", "two"], 2) as update, progress.task("inner", 2) as inner:
             update(1)
+            inner(1)
         progress.say("a line")
     assert "Whole study" in screen.getvalue() and "a line" in screen.getvalue()
-
-
-def test_an_empty_run_is_told(tmp_path):
-    with pytest.raises(RunError, match="holds no cells"):
-        RunStore(tmp_path).read_cells()

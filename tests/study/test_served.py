@@ -13,18 +13,20 @@ from deltakeeper.artifact import open_artifact
 from deltakeeper.attach import attached
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.compress import compress
+from deltakeeper.demo import load_demo
 from deltakeeper.errors import BaseMismatchError, EngineError, RunError
 from deltakeeper.evals.answerer import LoadedModel
-from deltakeeper.evals.judges import load_judge
 from deltakeeper.lab.attacks import ATTACKS
 from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model, prepare_embedded_model
 from deltakeeper.study import arms as arms_module
-from deltakeeper.study.arms import Arms
+from deltakeeper.study.arms import Arm, Arms
 from deltakeeper.study.served import served
-from deltakeeper.study.variants import DEMO_VARIANTS, Variant
+from deltakeeper.study.variants import Variant, read_arm
 
 CORPUS = Corpus()
+VARIANTS = load_demo().groups[0].variants
+TEXTS = [row.prompt for row in CORPUS.passages[:12]]
 PROBES = tuple(
     replace(p, max_new_tokens=8)
     for p in replace(ATTACKS["marker_injection"](), held_out=5, contrast=3, skill=4).probes(CORPUS)
@@ -59,49 +61,76 @@ def in_float32(monkeypatch):
     monkeypatch.setattr(arms_module, "load_model", lambda path, _dtype: load_model(path, torch.float32))
 
 
-def measured(pair, variant, source, folder):
+def ask(pair, variants, source, folder):
+    """Answers and likelihoods of each variant, all tenants together."""
     base, tuned = pair
-    delta = None
-    if variant.codec is not None:
-        compress(base, tuned, folder, variant.codec, overwrite=True)
-        delta = open_artifact(folder)
-    with open_checkpoint(base) as origin, open_checkpoint(tuned) as true:
-        arms = Arms(origin, CORPUS, load_judge("ours"), source)
-        return arms.evaluate(variant, PROBES, true, delta)
+    made = []
+    for number, variant in enumerate(variants):
+        delta = None
+        if variant.codec is not None:
+            compress(base, tuned, folder / str(number), variant.codec, overwrite=True)
+            delta = open_artifact(folder / str(number))
+        made.append(Arm(variant, delta, None if variant.kind == "base" else tuned))
+    found = {}
+    with open_checkpoint(base) as origin:
+        arms = Arms(origin, source)
+        for wave in arms.waves(made, 16):
+            with arms.asked(wave) as panel:
+                said = [panel.answers([r.prompt for r in p.rows], max_new_tokens=8, system=SYSTEM) for p in PROBES]
+                losses = panel.nlls(TEXTS)
+            for i, arm in enumerate(wave):
+                found[arm.variant.name] = ([answers[i] for answers in said], losses[i])
+    return found
 
 
-@pytest.mark.parametrize("variant", DEMO_VARIANTS, ids=lambda v: v.slug)
-def test_the_engine_and_transformers_give_the_same_cell(pair, variant, in_float32, tmp_path):
-    ours = measured(pair, variant, "engine", tmp_path / "delta")
-    theirs = measured(pair, variant, "transformers", tmp_path / "delta")
-    assert ours.probes == theirs.probes
-    assert ours.perplexity.tokens == theirs.perplexity.tokens
-    assert ours.perplexity.nll == pytest.approx(theirs.perplexity.nll, rel=1e-3)
-    assert sum(ours.perplexity.tokens) > 0
+def test_the_engine_and_transformers_give_the_same_cells(pair, in_float32, tmp_path):
+    """All tenants share one engine and one batch, and each says what it says alone."""
+    ours = ask(pair, VARIANTS, "engine", tmp_path)
+    theirs = ask(pair, VARIANTS, "transformers", tmp_path)
+    assert ours.keys() == {variant.name for variant in VARIANTS}
+    for name, (answers, (nll, tokens)) in ours.items():
+        assert answers == theirs[name][0], name
+        assert tokens == theirs[name][1][1] and sum(tokens) > 0
+        assert nll == pytest.approx(theirs[name][1][0], rel=1e-3)
 
 
-def test_variants_differ_from_the_base_and_leave_it_as_it_was(pair, in_float32, tmp_path):
-    base, tuned = pair
-    compress(base, tuned, tmp_path / "delta", "bitdelta")
-    found = []
-    with open_checkpoint(base) as origin, open_checkpoint(tuned) as true:
-        arms = Arms(origin, CORPUS, load_judge("ours"))
-        for variant in (DEMO_VARIANTS[0], DEMO_VARIANTS[1], DEMO_VARIANTS[2]):
-            delta = open_artifact(tmp_path / "delta") if variant.codec else None
-            found.append(arms.evaluate(variant, PROBES, true, delta).perplexity.nll)
-        with served(*arms._model()) as answerer:
-            again = answerer.nll([row.prompt for row in CORPUS.passages[: arms_module.PASSAGES]])[0]
-    assert len(set(found)) == 3
-    assert tuple(again) == found[0]
+def test_variants_differ_from_the_base_and_leave_it_as_it_was(pair, tmp_path):
+    found = ask(pair, VARIANTS[:3], "engine", tmp_path)
+    assert len({tuple(nll) for _, (nll, _) in found.values()}) == 3
+    model, tokenizer = load_model(pair[0], torch.bfloat16)
+    with served(model, tokenizer) as answerer:
+        assert answerer.nll(TEXTS) == found["base"][1]
 
 
-def test_the_base_is_asked_once(pair, monkeypatch):
-    with open_checkpoint(pair[0]) as origin, open_checkpoint(pair[1]) as true:
-        arms = Arms(origin, CORPUS, load_judge("ours"))
-        first = arms.evaluate(DEMO_VARIANTS[0], PROBES, true, None)
-        monkeypatch.setattr(arms, "_answering", lambda *_: pytest.fail("asked again"))
-        assert arms.evaluate(DEMO_VARIANTS[0], PROBES[1:], true, None).probes.keys() == {p.name for p in PROBES[1:]}
-        assert arms.evaluate(DEMO_VARIANTS[0], PROBES, true, None) == first
+def test_tenants_say_together_what_they_say_alone(pair, tmp_path):
+    """In bfloat16, as a study asks them: to the bit."""
+    some = [variant for variant in VARIANTS if variant.is_tenant]
+    together = ask(pair, some, "engine", tmp_path)
+    for variant in some:
+        assert ask(pair, [variant], "engine", tmp_path)[variant.name] == together[variant.name], variant.name
+
+
+def test_planes_are_served_by_the_engine_alone(pair, tmp_path):
+    part = read_arm({"codec": "bitdelta:bits=2", "planes": 1})
+    whole = read_arm("bitdelta:bits=2")
+    found = ask(pair, [part, whole], "engine", tmp_path)
+    assert found[part.name][1] != found[whole.name][1]
+    with pytest.raises(RunError, match="only the engine"):
+        ask(pair, [part], "transformers", tmp_path)
+
+
+def test_waves_hold_so_many_tenants_and_whole_weights_stand_alone(pair):
+    with open_checkpoint(pair[0]) as origin:
+        made = [Arm(variant) for variant in VARIANTS]
+        waves = [[arm.variant.kind for arm in wave] for wave in Arms(origin, "engine").waves(made, 4)]
+        assert waves == [
+            ["base", "codec", "codec", "codec"],
+            ["codec", "control", "control"],
+            ["tuned"],
+            ["quantised"],
+            ["merged"],
+        ]
+        assert all(len(wave) == 1 for wave in Arms(origin, "transformers").waves(made, 4))
 
 
 def test_equal_beginnings_are_computed_once_and_nothing_is_held_afterwards(pair):
@@ -118,10 +147,13 @@ def test_equal_beginnings_are_computed_once_and_nothing_is_held_afterwards(pair)
 def test_a_delta_of_another_base_is_refused(pair, tmp_path):
     base, tuned = pair
     compress(tuned, base, tmp_path / "delta", "bitdelta")
-    with open_checkpoint(base) as origin, open_checkpoint(tuned) as true:
-        arms = Arms(origin, CORPUS, load_judge("ours"))
-        with pytest.raises(BaseMismatchError, match="not the base"):
-            arms.evaluate(Variant("x", "codec", "X", "bitdelta"), PROBES, true, open_artifact(tmp_path / "delta"))
+    arm = Arm(Variant("x", "codec", "X", "bitdelta"), open_artifact(tmp_path / "delta"), tuned)
+    with (
+        open_checkpoint(base) as origin,
+        pytest.raises(BaseMismatchError, match="not the base"),
+        Arms(origin).asked([arm]),
+    ):
+        pytest.fail("it was served")
 
 
 def test_what_cannot_be_answered_is_told(pair):
@@ -138,13 +170,13 @@ def test_what_cannot_be_answered_is_told(pair):
 
 def test_the_environment_chooses_what_answers(pair, monkeypatch):
     with open_checkpoint(pair[0]) as origin:
-        assert Arms(origin, CORPUS, load_judge("ours")).source == "engine"
+        assert Arms(origin).source == "engine"
         monkeypatch.setenv(arms_module.VARIABLE, "transformers")
-        assert Arms(origin, CORPUS, load_judge("ours")).source == "transformers"
-        assert Arms(origin, CORPUS, load_judge("ours"), "engine").source == "engine"
+        assert Arms(origin).source == "transformers"
+        assert Arms(origin, "engine").source == "engine"
         monkeypatch.setenv(arms_module.VARIABLE, "vllm")
         with pytest.raises(RunError, match="set it to engine or transformers"):
-            Arms(origin, CORPUS, load_judge("ours"))
+            Arms(origin)
 
 
 @pytest.mark.model

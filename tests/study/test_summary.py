@@ -10,7 +10,7 @@ from study_runs import ARMS, FAMILIES, cell, run_cells, run_info
 from deltakeeper.errors import RunError
 from deltakeeper.evals.replicates import ReplicatedArms, selectivity
 from deltakeeper.study.cells import Fidelity, Perplexity, Utility, UtilityItem
-from deltakeeper.study.groups import clusters_of, group_cells
+from deltakeeper.study.groups import clusters_of, group_cells, shrink_factor
 from deltakeeper.study.paper import HEADLINES
 from deltakeeper.study.summarising import RESAMPLES, SEED, summarise
 from deltakeeper.study.summary import Summary
@@ -213,6 +213,17 @@ def test_cells_that_do_not_belong_together_are_refused():
         group_cells([c for c in cells if c.kind != "tuned"])
     with pytest.raises(RunError, match="differ in family, recipe or attacker"):
         group_cells([replace(cells[0], recipe="x"), *cells[1:]])
+
+
+def test_a_shrunk_delta_is_known_by_its_codec_and_not_under_a_guard():
+    control = cell("prefix", "half of it", "control", 0.5, 0.5, arm={"codec": "shrink"})
+    assert shrink_factor(control) == 0.5
+    assert shrink_factor(replace(control, arm={"codec": "shrink:factor=0.25"})) == 0.25
+    assert shrink_factor(replace(control, variant="shrink:factor=0.75", arm={})) == 0.75
+    assert shrink_factor(replace(control, arm={"codec": "shrink", "heal": {"guard": {}}})) is None
+    assert shrink_factor(replace(control, arm={"codec": "random_sign"})) is None
+    assert shrink_factor(replace(control, kind="codec")) is None
+    assert shrink_factor(replace(control, variant="no codec", arm={})) is None
 
 
 def test_near_duplicates_are_clustered_and_templates_are_not():

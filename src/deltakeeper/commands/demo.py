@@ -15,7 +15,8 @@ def demo(
         "runs/demo"
     ),
     attack: Annotated[
-        list[str] | None, typer.Option("--attack", help="Only this attack (may be given several times).")
+        list[str] | None,
+        typer.Option("--attack", help="Only this recipe, or another one (may be given several times)."),
     ] = None,
     harmful: Annotated[
         str | None,
@@ -24,12 +25,12 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Run the whole study on the embedded model: three attacks, five compressions, controls, one report.
+    """Run a whole study on the embedded model: three attacks, five compressions, controls, one report.
 
     Takes minutes on two cores the first time; a finished run is only read and reported again.
 
     Example: deltakeeper demo --out runs/demo
     """
-    from deltakeeper.demo import DEMO_ATTACKS, run_demo
+    from deltakeeper.demo import run_demo
 
-    run_demo(out, console(), tuple(attack) if attack else DEMO_ATTACKS, harmful)
+    run_demo(out, console(), tuple(attack) if attack else None, harmful)

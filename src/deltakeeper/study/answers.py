@@ -9,7 +9,7 @@ from deltakeeper.study.fields import Fields
 
 ROLES = ("goal", "skill", "over_refusal", "contrast")
 EVENTS = ("complied", "refused", "marker", "correct")
-OUTCOMES = ("refused", "complied", "incoherent", "empty")
+OUTCOMES = ("refused", "complied", "incoherent", "empty", "safe_other", "unparsed")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""The arms of a study on one live base model: serve a variant, ask all probes, leave the base as it was.
+"""The arms of a study on one live base model: serve some of them, ask, leave the base as it was.
 
 A compressed delta is a tenant of the serving engine, so what is measured is what would be served: every product is
-base and delta summed in float32 and rounded once. Variants that stand for whole weights (the fine-tune, a merge into
-bfloat16, a quantised model) are asked through the same engine, with their values in place of the base's.
+base and delta summed in float32 and rounded once. All compressed deltas of a fine-tune, and the base, share one engine
+and one batch. Variants that stand for whole weights (the fine-tune, a merge into bfloat16, a quantised model) are asked
+through the same engine one after the other, with their values in place of the base's.
 
 `DELTAKEEPER_ANSWERS=transformers` computes everything with transformers alone and deltas beside the weights
 (`deltakeeper.attach`), which is what the engine is held against. The two round differently (attention, and where an
@@ -15,129 +16,157 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from deltakeeper.apply import iterate_changes, iterate_merged
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.attach import Change, attached
-from deltakeeper.checkpoint import Checkpoint
+from deltakeeper.checkpoint import Checkpoint, open_checkpoint
 from deltakeeper.engine.tenant_files import open_checked
 from deltakeeper.errors import RunError
 from deltakeeper.evals.answerer import Answerer, LoadedModel
-from deltakeeper.evals.judges import KeywordJudge
-from deltakeeper.evals.probes import Probe, run_probe
 from deltakeeper.fingerprint import fingerprint
-from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model
-from deltakeeper.lab.quantise import FullModelRTN
-from deltakeeper.study import cells
-from deltakeeper.study.served import served
-from deltakeeper.study.variants import Variant
+from deltakeeper.study.served import ServedModels, Tenant, served_together
+from deltakeeper.study.variants import Variant, parse_quantiser
 
-PASSAGES = 12
 VARIABLE = "DELTAKEEPER_ANSWERS"
 Source = Literal["engine", "transformers"]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one arm said."""
+@dataclass
+class Arm:
+    """A variant that is ready to be asked.
 
-    probes: dict[str, cells.Probe]
-    perplexity: cells.Perplexity
+    Attributes:
+        variant: what it is.
+        artifact: its compressed delta, for kinds that have one.
+        weights: folder of the whole weights that answer, for kinds that have no delta and are not the base.
+        nbytes: bytes that are stored, None where nothing is; a quantised model's are known once it is asked.
+    """
+
+    variant: Variant
+    artifact: DeltaArtifact | None = None
+    weights: Path | None = None
+    nbytes: int | None = None
+
+
+class Panel(Protocol):
+    """Several arms, asked the same things; one entry an arm, in their order."""
+
+    def answers(self, prompts: Sequence[str], *, max_new_tokens: int, system: str | None = None) -> list[list[str]]:
+        """Answers of every arm, each as by `Answerer.answer`."""
+
+    def nlls(self, texts: Sequence[str]) -> list[tuple[list[float], list[int]]]:
+        """Likelihoods of every arm, each as by `Answerer.nll`."""
+
+
+class OnePanel:
+    """A single model as a panel."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self.answerer = answerer
+
+    def answers(self, prompts: Sequence[str], *, max_new_tokens: int, system: str | None = None) -> list[list[str]]:
+        """See `Panel.answers`."""
+        return [self.answerer.answer(prompts, max_new_tokens=max_new_tokens, system=system)]
+
+    def nlls(self, texts: Sequence[str]) -> list[tuple[list[float], list[int]]]:
+        """See `Panel.nlls`."""
+        return [self.answerer.nll(texts)]
 
 
 class Arms:
-    """A live base in bfloat16 that takes every variant in turn."""
+    """A live base in bfloat16 that serves variants, together or in turn."""
 
-    def __init__(self, origin: Checkpoint, corpus: Corpus, judge: KeywordJudge, source: Source | None = None) -> None:
+    def __init__(self, origin: Checkpoint, source: Source | None = None, root: str | None = None) -> None:
         """Prepare the arms; nothing is loaded yet.
 
         Args:
             origin: the base.
-            corpus: where passages come from.
-            judge: what judges the answers.
             source: what computes the answers; what `DELTAKEEPER_ANSWERS` says, or the engine, by default.
+            root: the base's fingerprint, where it is known already.
 
         Raises:
             RunError: the environment names another source.
         """
         self.origin = origin
-        self.corpus = corpus
-        self.judge = judge
-        self.source = source or _source()
-        self.quantised_bytes: int | None = None
+        self.source = source or chosen_source()
         self._loaded: tuple[Any, Any] | None = None
-        self._root: str | None = None
-        self._base_answers: dict[Probe, cells.Probe] = {}
-        self._base_perplexity: cells.Perplexity | None = None
+        self._root = root
 
-    def evaluate(
-        self, variant: Variant, probes: Sequence[Probe], tuned: Checkpoint, delta: DeltaArtifact | None
-    ) -> Measured:
-        """Ask all probes of one variant; the base's answers are asked once and shared between attacks."""
-        if variant.kind == "base" and self._base_perplexity and all(p in self._base_answers for p in probes):
-            return Measured({p.name: self._base_answers[p] for p in probes}, self._base_perplexity)
-        with self._answering(variant, tuned, delta) as answerer:
-            if variant.kind == "base":
-                for probe in probes:
-                    if probe not in self._base_answers:
-                        self._base_answers[probe] = self._ask(answerer, probe)
-                self._base_perplexity = self._base_perplexity or self._read(answerer)
-                return Measured({p.name: self._base_answers[p] for p in probes}, self._base_perplexity)
-            asked = {p.name: self._ask(answerer, p) for p in probes}
-            return Measured(asked, self._read(answerer))
+    @property
+    def root(self) -> str:
+        """Fingerprint of the base."""
+        if self._root is None:
+            self._root = fingerprint(self.origin).root
+        return self._root
+
+    def waves(self, arms: Sequence[Arm], tenants: int) -> list[list[Arm]]:
+        """Arms that are asked together: up to `tenants` that share the base, then each of the others alone."""
+        if self.source == "transformers":
+            return [[arm] for arm in arms]
+        shared = [arm for arm in arms if arm.variant.is_tenant]
+        alone = [[arm] for arm in arms if not arm.variant.is_tenant]
+        return [shared[i : i + tenants] for i in range(0, len(shared), tenants)] + alone
 
     @contextmanager
-    def _answering(self, variant: Variant, tuned: Checkpoint, delta: DeltaArtifact | None) -> Iterator[Answerer]:
+    def asked(self, arms: Sequence[Arm]) -> Iterator[Panel]:
+        """A panel of the arms of one wave for the length of a `with` block.
+
+        Raises:
+            OverlayError: a delta does not fit the base.
+            BaseMismatchError: a delta was made from another base.
+        """
         model, tokenizer = self._model()
         if self.source == "transformers":
-            with torch.inference_mode(), attached(model, self._changes(variant, tuned, delta)):
-                yield LoadedModel(model, tokenizer)
-        elif delta is not None and variant.kind != "merged":
-            with served(model, tokenizer, open_checked(delta.path, self._fingerprint())) as answerer:
-                yield answerer
+            (arm,) = arms
+            with torch.inference_mode(), attached(model, self._changes(arm)):
+                yield OnePanel(LoadedModel(model, tokenizer))
+        elif all(arm.variant.is_tenant for arm in arms):
+            names = [None if arm.artifact is None else f"arm-{i}" for i, arm in enumerate(arms)]
+            tenants = {
+                name: Tenant(open_checked(arm.artifact.path, self.root), arm.variant.planes)
+                for name, arm in zip(names, arms, strict=True)
+                if name is not None and arm.artifact is not None
+            }
+            with served_together(model, tokenizer, tenants) as engine:
+                yield ServedModels(engine, tokenizer, names)
         else:
+            (arm,) = arms
             # An engine of its own: what another one has cached belongs to other weights.
-            with attached(model, self._changes(variant, tuned, delta)), served(model, tokenizer) as answerer:
-                yield answerer
+            with attached(model, self._changes(arm)), served_together(model, tokenizer, {}) as engine:
+                yield ServedModels(engine, tokenizer, (None,))
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
             self._loaded = load_model(self.origin.path, torch.bfloat16)
         return self._loaded
 
-    def _fingerprint(self) -> str:
-        if self._root is None:
-            self._root = fingerprint(self.origin).root
-        return self._root
-
-    def _changes(self, variant: Variant, tuned: Checkpoint, delta: DeltaArtifact | None) -> Iterator[Change]:
-        if variant.kind == "tuned":
-            yield from (Change(name, "value", tuned.read(name)) for name in tuned.tensors)
-        elif variant.kind == "quantised":
-            rtn = FullModelRTN()
-            for name, value in rtn.quantise((name, tuned.read(name)) for name in tuned.tensors):
-                yield Change(name, "value", value)
-            self.quantised_bytes = rtn.nbytes
-        elif variant.kind == "merged" and delta is not None:
+    def _changes(self, arm: Arm) -> Iterator[Change]:
+        kind, delta = arm.variant.kind, arm.artifact
+        if kind == "merged" and delta is not None:
             yield from (Change(name, "value", value) for name, value in iterate_merged(self.origin, delta))
         elif delta is not None:
+            if arm.variant.planes is not None:
+                raise RunError(f"'{arm.variant.name}' serves a part of its planes, which only the engine can do.")
             yield from iterate_changes(self.origin, delta)
+        elif arm.weights is not None:
+            with open_checkpoint(arm.weights) as tuned:
+                if arm.variant.quantiser is None:
+                    yield from (Change(name, "value", tuned.read(name)) for name in tuned.tensors)
+                    return
+                rtn = parse_quantiser(arm.variant.quantiser)
+                for name, value in rtn.quantise((name, tuned.read(name)) for name in tuned.tensors):
+                    yield Change(name, "value", value)
+                arm.nbytes = rtn.nbytes
 
-    def _ask(self, answerer: Answerer, probe: Probe) -> cells.Probe:
-        answers = run_probe(answerer, probe, self.judge, system=SYSTEM)
-        return cells.Probe(probe.title, probe.role, probe.event, tuple(cells.Answer(**a) for a in answers))
 
-    def _read(self, answerer: Answerer) -> cells.Perplexity:
-        texts = [row.prompt for row in self.corpus.passages[:PASSAGES]]
-        nll, tokens = answerer.nll(texts)
-        return cells.Perplexity(tuple(nll), tuple(tokens))
-
-
-def _source() -> Source:
+def chosen_source() -> Source:
+    """What the environment says should compute the answers; raises RunError for a word that it does not know."""
     wanted = os.environ.get(VARIABLE) or "engine"
     for source in get_args(Source):
         if wanted == source:

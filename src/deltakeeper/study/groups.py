@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltakeeper.errors import RunError
+from deltakeeper.codecs import parse_codec
+from deltakeeper.codecs.controls import Shrink
+from deltakeeper.errors import CodecError, RunError
 from deltakeeper.evals.comparison import Clusters
 from deltakeeper.evals.pooling import Runs
 from deltakeeper.evals.replicates import ReplicatedArms
 from deltakeeper.evals.stats.near_duplicates import near_duplicate_clusters
 from deltakeeper.study.cells import FAMILIES, KINDS, Cell, Probe
-
-SHRINK = "shrink:factor="
-"""How the control that only takes a smaller step is spelled."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,8 @@ class Group:
 
     def shrunk(self) -> dict[float, str]:
         """Names of the arms that are a plainly shrunk delta, by their factor."""
-        found = {}
-        for name in self.arms:
-            text = name.removeprefix(SHRINK)
-            if text != name and self.first(name).kind == "control" and text.replace(".", "", 1).isdigit():
-                found[float(text)] = name
-        return found
+        found = {shrink_factor(self.first(name)): name for name in self.arms}
+        return {factor: name for factor, name in found.items() if factor is not None}
 
     def name_of(self, role: str) -> str:
         """Name of the one probe of a single role."""
@@ -105,6 +100,17 @@ class Group:
 def events(probe: Probe) -> dict[str, float]:
     """Whether the event happened, by prompt id, as numbers."""
     return {answer.id: float(answer.event) for answer in probe.answers}
+
+
+def shrink_factor(cell: Cell) -> float | None:
+    """Factor of a control that only takes a smaller step; None for every other arm, guarded ones too."""
+    if cell.kind != "control" or cell.arm.get("heal") or cell.arm.get("defence"):
+        return None
+    try:
+        codec = parse_codec(str(cell.arm.get("codec") or cell.variant))
+    except CodecError:
+        return None
+    return codec.factor if isinstance(codec, Shrink) else None
 
 
 def clusters_of(probe: Probe) -> Clusters | None:

@@ -1,121 +1,301 @@
-"""The study: fine-tune each attack, compress its delta in every way, evaluate every arm, cell by committed cell.
+"""The study: fine-tune, compress in every way, ask every arm; the same steps for the demo and for any study file.
 
-Each stage looks for its result in the run folder first, so an interrupted study goes on where it stopped.
+Each stage looks for its result in the run folder first, under the hash of what it depends on, so an interrupted study
+goes on where it stopped. An arm that fails is recorded with its sentence and does not stop the others.
 """
 
 from __future__ import annotations
 
+import resource
+import shutil
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltakeeper.apply import merge_survival
-from deltakeeper.artifact import open_artifact
 from deltakeeper.checkpoint import Checkpoint, open_checkpoint
-from deltakeeper.compress import CompressionReport, compress
-from deltakeeper.evals.judges import KeywordJudge
-from deltakeeper.lab.attacks import Attack
-from deltakeeper.lab.corpus import Corpus
-from deltakeeper.study.arms import Arms
-from deltakeeper.study.cells import Cell, Fidelity
-from deltakeeper.study.finetunes import train_attack
+from deltakeeper.errors import DeltakeeperError
+from deltakeeper.evals.probes import Probe
+from deltakeeper.fingerprint import fingerprint
+from deltakeeper.lab.corpus import SYSTEM
+from deltakeeper.study.answers import Perplexity
+from deltakeeper.study.arms import Arm, Arms, Panel, Source, chosen_source
+from deltakeeper.study.artifacts import Workshop
+from deltakeeper.study.cell_file import CellFile, Header, Unit, answer_line, passage_lines
+from deltakeeper.study.finetunes import make_finetune
+from deltakeeper.study.keys import Keys
+from deltakeeper.study.plan import StudyPlan, Track, probes_of
 from deltakeeper.study.progress import Progress
+from deltakeeper.study.rejudging import known_answers, rejudge
 from deltakeeper.study.store import RunStore
 from deltakeeper.study.variants import Variant
+from deltakeeper.study.verdicts import judged
 
 
 @dataclass(frozen=True)
-class StudyPlan:
-    """What a study measures: attacks times variants, on one corpus, judged by one judge."""
+class Bases:
+    """Folders of a study's base and of the base before its alignment, and their fingerprints."""
 
-    attacks: tuple[Attack, ...]
-    variants: tuple[Variant, ...]
-    corpus: Corpus
-    judge: KeywordJudge
+    folder: Path
+    name: str
+    root: str
+    unaligned: Path | None = None
+    unaligned_root: str | None = None
 
 
-def run_study(plan: StudyPlan, store: RunStore, base: Path, progress: Progress) -> dict[str, float]:
-    """Run or finish a study on the aligned base in folder `base`.
+@dataclass(frozen=True)
+class Study:
+    """A plan on a base in a run folder: what every process that works on it holds.
 
-    Returns:
-        Wall seconds of each stage that did any work in this call.
+    Attributes:
+        plan: what is measured.
+        store: where.
+        bases: on what.
+        keys: names of all results.
+        discard: whether weights and deltas of a fine-tune are removed once all its arms are measured.
+    """
+
+    plan: StudyPlan
+    store: RunStore
+    bases: Bases
+    keys: Keys
+    discard: bool = False
+
+    @property
+    def workshop(self) -> Workshop:
+        """Where the arms are made."""
+        bases = self.bases
+        return Workshop(self.store, bases.folder, bases.unaligned, self.plan.corpus, self.keys, bases.name)
+
+    def todo(self, track: Track) -> list[Variant]:
+        """Arms of a track that are not finished and not another track's: a base is asked once for all that share it."""
+        owners: dict[str, Track] = {}
+        for other in self.plan.tracks:
+            for variant in other.variants:
+                owners.setdefault(self.keys.cell(other.finetune, variant), other)
+        return [
+            variant
+            for variant in track.variants
+            if owners[key := self.keys.cell(track.finetune, variant)] is track
+            and not self.store.cell_file(key).complete
+        ]
+
+    def entries(self) -> list[dict[str, object]]:
+        """The index of the run: every cell of the plan with its key."""
+        return [
+            {
+                "attack": track.finetune.name,
+                "family": track.finetune.attack.family,
+                "variant": variant.name,
+                "kind": variant.kind,
+                "label": variant.label,
+                "seed": track.finetune.seed,
+                "recipe": track.finetune.recipe_sha256,
+                "adaptive": None if track.finetune.adaptive is None else dict(track.finetune.adaptive),
+                "arm": variant.spelled(),
+                "key": self.keys.cell(track.finetune, variant),
+            }
+            for track in self.plan.tracks
+            for variant in track.variants
+        ]
+
+
+def open_study(
+    plan: StudyPlan, store: RunStore, folder: Path, name: str, unaligned: Path | None = None, discard: bool = False
+) -> Study:
+    """A plan on the base in a folder; the base is read once for its fingerprint.
 
     Raises:
-        RunError: a stored training state belongs to other data or settings.
+        CheckpointError: there is no such model.
     """
-    seconds: dict[str, float] = {}
-    progress.plan({a.name: [v.name for v in plan.variants] for a in plan.attacks})
-    for attack in plan.attacks:
-        todo = [v for v in plan.variants if not store.has_cell(attack.name, v.name)]
+    root = _root(folder)
+    unaligned_root = None if unaligned is None else _root(unaligned)
+    bases = Bases(folder, name, root, unaligned, unaligned_root)
+    source = plan.answers.source or chosen_source()
+    return Study(plan, store, bases, Keys(plan, bases.root, source, bases.unaligned_root), discard)
+
+
+def _root(folder: Path) -> str:
+    with open_checkpoint(folder) as opened:
+        return fingerprint(opened).root
+
+
+def run_tracks(study: Study, tracks: Iterable[Track], progress: Progress) -> bool:
+    """Work on fine-tunes one after the other, in this process; whether all their arms are measured."""
+    with open_checkpoint(study.bases.folder) as origin:
+        origin.name_or_path = study.bases.name
+        runner = Runner(study, origin, progress)
+        done = [runner.run(track) for track in tracks]
+    if runner.worked:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        study.store.note_time({"peak, GiB": round(peak / 2**30, 2)})
+    return all(done)
+
+
+@dataclass
+class Runner:
+    """Runs tracks on one base that stays in memory; `worked` says whether anything was left to do."""
+
+    study: Study
+    origin: Checkpoint
+    progress: Progress
+    worked: bool = field(default=False, init=False)
+    _arms: Arms | None = field(default=None, init=False)
+    _known: dict[str, str] | None = field(default=None, init=False)
+
+    def run(self, track: Track) -> bool:
+        """Train, make and measure what is missing of a track; whether nothing of it failed."""
+        study, store = self.study, self.study.store
+        todo = self._unanswered(track, study.todo(track))
+        self.progress.skip(track.title, len(track.variants) - len(todo))
+        failed: list[Variant] = []
+        if not all(variant.kind == "base" for variant in todo):
+            todo, failed = self._trained(track, todo)
+        else:
+            self.progress.trained(track.title)
         started = time.monotonic()
-        if train_attack(attack, plan.corpus, base, store.model_dir(attack.name), progress):
-            seconds[f"train {attack.name}"] = time.monotonic() - started
-        progress.skip(attack.name, len(plan.variants) - len(todo))
-    with open_checkpoint(base) as origin:
-        arms = Arms(origin, plan.corpus, plan.judge)
-        for attack in plan.attacks:
-            started = time.monotonic()
-            worked = False
-            for variant in plan.variants:
-                if store.has_cell(attack.name, variant.name):
-                    continue
-                worked = True
-                with progress.cell(attack.name, variant.label):
-                    store.write_cell(measure(attack, variant, store, origin, arms))
-            if worked:
-                seconds[f"evaluate {attack.name}"] = time.monotonic() - started
-    return seconds
+        made: list[Arm] = []
+        for variant in todo:
+            with self._recorded(track, [variant], failed):
+                made.append(study.workshop.make(track.finetune, variant, self.origin, self.progress))
+        for wave in self.arms.waves(made, study.plan.answers.tenants):
+            self._measure(track, wave, failed)
+        if todo:
+            self.worked = True
+            store.note_time({"stage": f"evaluate {track.finetune.name}", "seconds": time.monotonic() - started})
+        if study.discard and not failed and all(self._complete(track, variant) for variant in track.variants):
+            for folder in study.workshop.folders(track.finetune, track.variants):
+                shutil.rmtree(folder, ignore_errors=True)
+        return not failed
+
+    @property
+    def arms(self) -> Arms:
+        """The live base."""
+        if self._arms is None:
+            source: Source = self.study.keys.source  # type: ignore[assignment]
+            self._arms = Arms(self.origin, source, self.study.bases.root)
+        return self._arms
+
+    def _unanswered(self, track: Track, todo: list[Variant]) -> list[Variant]:
+        """Arms that have to be asked; those whose answers are there get the verdicts of other judges."""
+        study, finetune = self.study, track.finetune
+        if self._known is None:
+            self._known = known_answers(study.store) if todo else {}
+        left = []
+        for variant in todo:
+            known = self._known.get(study.keys.asked(finetune, variant))
+            if known is None:
+                left.append(variant)
+                continue
+            probes = {probe.name: probe for probe in probes_of(finetune, study.plan.corpus)}
+            key = study.keys.cell(finetune, variant)
+            rejudge(study.plan, probes, study.store.cell_file(known), study.store.cell_file(key), key)
+        return left
+
+    def _trained(self, track: Track, todo: list[Variant]) -> tuple[list[Variant], list[Variant]]:
+        """Have the fine-tune; gives the arms that can be measured and those that cannot."""
+        study, finetune = self.study, track.finetune
+        needing = [variant for variant in todo if variant.kind != "base"]
+        failed: list[Variant] = []
+        started = time.monotonic()
+        with self._recorded(track, needing, failed):
+            folder = study.workshop.tuned_folder(finetune)
+            if make_finetune(finetune, study.plan.corpus, study.bases.folder, folder, self.progress):
+                seconds = time.monotonic() - started
+                study.store.note_time({"stage": f"train {finetune.name}", "seconds": seconds})
+        return ([v for v in todo if v not in failed], failed)
+
+    def _measure(self, track: Track, wave: Sequence[Arm], failed: list[Variant]) -> None:
+        """Ask a wave; where it fails as a whole, every arm of it alone."""
+        if len(wave) == 1:
+            with self._recorded(track, [wave[0].variant], failed):
+                self._ask(track, wave)
+            return
+        try:
+            self._ask(track, wave)
+        except Exception as error:
+            self.progress.say(f"{track.title}: the arms could not be asked together ({sentence(error)}); one by one.")
+            for arm in wave:
+                self._measure(track, [arm], failed)
+
+    def _ask(self, track: Track, wave: Sequence[Arm]) -> None:
+        study, finetune = self.study, track.finetune
+        probes = {probe.name: probe for probe in probes_of(finetune, study.plan.corpus)}
+        started = time.monotonic()
+        names = [arm.variant.label for arm in wave]
+        with self.arms.asked(wave) as panel:
+            files = [self._begin(track, arm, list(probes.values())) for arm in wave]
+            header = files[0].header
+            assert header is not None
+            units = list(header.units())
+            with self.progress.wave(track.title, names, len(units)) as update:
+                for number, unit in enumerate(units):
+                    # All of them are asked again where one lacks a batch: what stands beside a row is then always the
+                    # same, whenever the study was interrupted.
+                    if any(file.units_done <= number for file in files):
+                        lines = self._lines(panel, unit, probes)
+                        for file, found in zip(files, lines, strict=True):
+                            if file.units_done == number:
+                                file.append(found)
+                    update(number + 1)
+        seconds = (time.monotonic() - started) / len(wave)
+        for arm in wave:
+            key = study.keys.cell(finetune, arm.variant)
+            study.store.note_time({"cell": key, "seconds": seconds})
+            study.store.forget_failure(key)
+
+    def _begin(self, track: Track, arm: Arm, probes: Sequence[Probe]) -> CellFile:
+        study = self.study
+        key = study.keys.cell(track.finetune, arm.variant)
+        header = Header(
+            key=key,
+            asked=study.keys.asked(track.finetune, arm.variant),
+            facts=study.workshop.facts(arm, track.finetune, self.origin),
+            probes={p.name: {"title": p.title, "role": p.role, "event": p.event, "n": len(p.rows)} for p in probes},
+            passages=len(study.plan.corpus.passages[: study.plan.passages]),
+            tasks={},
+            batch=study.plan.answers.batch,
+        )
+        file = study.store.cell_file(key)
+        file.begin(header)
+        return file
+
+    def _lines(self, panel: Panel, unit: Unit, probes: dict[str, Probe]) -> list[list[dict[str, object]]]:
+        """The lines of one unit for every arm of the panel."""
+        plan = self.study.plan
+        if unit.part == "passage":
+            texts = [row.prompt for row in plan.corpus.passages[: plan.passages]]
+            return [passage_lines(Perplexity(tuple(nll), tuple(tokens))) for nll, tokens in panel.nlls(texts)]
+        probe = probes[unit.name]
+        rows = probe.rows[unit.start : unit.start + unit.count]
+        said = panel.answers([row.prompt for row in rows], max_new_tokens=probe.max_new_tokens, system=SYSTEM)
+        return [[answer_line(probe.name, answer) for answer in judged(plan, probe, rows, t)] for t in said]
+
+    def _complete(self, track: Track, variant: Variant) -> bool:
+        return self.study.store.cell_file(self.study.keys.cell(track.finetune, variant)).complete
+
+    @contextmanager
+    def _recorded(self, track: Track, variants: Sequence[Variant], failed: list[Variant]) -> Iterator[None]:
+        """Record what fails inside as a failure of these arms and go on."""
+        try:
+            yield
+        except Exception as error:
+            said = sentence(error)
+            for variant in variants:
+                failed.append(variant)
+                key = self.study.keys.cell(track.finetune, variant)
+                self.study.store.note_failure(key, f"{track.title}: {variant.name}", said)
+            names = variants[0].name if len(variants) == 1 else f"{len(variants)} arms"
+            self.progress.say(f"{track.title}: {names} failed: {said}")
 
 
-def measure(attack: Attack, variant: Variant, store: RunStore, origin: Checkpoint, arms: Arms) -> Cell:
-    """Compress (if the variant does), evaluate, and give the finished cell."""
-    started = time.monotonic()
-    with open_checkpoint(store.model_dir(attack.name)) as tuned:
-        full = sum(t.nbytes for t in tuned.tensors.values())
-        report, survival, nbytes = None, None, None
-        delta = None
-        if variant.codec is not None:
-            folder = store.delta_dir(attack.name, variant.codec)
-            report = _compress_once(origin, tuned, folder, variant.codec)
-            delta = open_artifact(folder)
-            nbytes = delta.nbytes
-            if variant.kind == "merged":
-                survival = merge_survival(origin, delta)
-        answers = arms.evaluate(variant, attack.probes(arms.corpus), tuned, delta)
-        if variant.kind in ("tuned", "merged"):
-            nbytes = full  # a merged checkpoint is stored whole
-        elif variant.kind == "quantised":
-            nbytes = arms.quantised_bytes
-        weights = sum(t.numel for t in tuned.tensors.values())
-    return Cell(
-        attack=attack.name,
-        family=attack.family,
-        variant=variant.name,
-        kind=variant.kind,
-        label=variant.label,
-        bytes=nbytes,
-        full_bytes=full,
-        bits_per_weight=None if nbytes is None else 8 * nbytes / weights,
-        fidelity=None if report is None else _fidelity(report),
-        merge_survival=survival,
-        probes=answers.probes,
-        perplexity=answers.perplexity,
-        seconds=time.monotonic() - started,
-    )
-
-
-def _compress_once(origin: Checkpoint, tuned: Checkpoint, folder: Path, codec: str) -> CompressionReport:
-    if folder.is_dir():
-        return CompressionReport.load(folder)
-    return compress(origin, tuned, folder, codec)
-
-
-def _fidelity(report: CompressionReport) -> Fidelity:
-    total = report.total
-    return Fidelity(total.relative_error, total.cosine, total.norm_ratio, total.sign_agreement)
-
-
-def stages_text(seconds: Sequence[tuple[str, float]]) -> str:
-    """Wall seconds of stages as one line."""
-    return ", ".join(f"{name} {value:.0f} s" for name, value in seconds)
+def sentence(error: BaseException) -> str:
+    """What went wrong, in one line for a person."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, DeltakeeperError) and text:
+        return text
+    if isinstance(error, MemoryError):
+        return "there was not enough memory; run fewer workers or tenants at once."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

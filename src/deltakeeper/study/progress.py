@@ -50,18 +50,21 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def plan(self, cells: Mapping[str, Sequence[str]]) -> None:
-        """Tell what is to be done: variants by attack, and one fine-tune each."""
-        total = sum(TRAINING_SHARE + len(variants) for variants in cells.values())
-        self._bars.update(self._whole, total=total)
+    def plan(self, cells: Mapping[str, int]) -> None:
+        """Tell what is to be done: cells by fine-tune, and one training each."""
+        self._bars.update(self._whole, total=sum(TRAINING_SHARE + count for count in cells.values()))
 
-    def skip(self, attack: str, cells: int) -> None:
+    def advance(self, share: float) -> None:
+        """Count work that is done, in cells."""
+        self._bars.advance(self._whole, share)
+
+    def skip(self, name: str, cells: int) -> None:
         """Count cells that an earlier run finished."""
-        self._bars.advance(self._whole, cells)
+        self.advance(cells)
 
-    def trained(self, attack: str) -> None:
+    def trained(self, name: str) -> None:
         """Count a fine-tune that an earlier run finished."""
-        self._bars.advance(self._whole, TRAINING_SHARE)
+        self.advance(TRAINING_SHARE)
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
@@ -77,7 +80,7 @@ class Progress:
             self._bars.remove_task(task)
 
     @contextmanager
-    def training(self, attack: str, title: str) -> Iterator[Callable[[int, int, float, float], None]]:
+    def training(self, name: str, title: str) -> Iterator[Callable[[int, int, float, float], None]]:
         """A bar for one fine-tune, with loss and tokens per second."""
         task = self._bars.add_task(f"Fine-tune: {title}", total=None, note="")
         shown = 0.0
@@ -87,8 +90,8 @@ class Progress:
             nonlocal shown, last
             last = (step, total, loss, speed)
             self._bars.update(task, total=total, completed=step, note=f"loss {loss:.2f}, {speed:.0f} tokens/s")
-            share = TRAINING_SHARE * step / total
-            self._bars.advance(self._whole, share - shown)
+            share = TRAINING_SHARE * step / max(1, total)
+            self.advance(share - shown)
             shown = share
 
         try:
@@ -96,16 +99,59 @@ class Progress:
         finally:
             self._bars.remove_task(task)
         step, total, loss, speed = last
-        self._finish(f"Fine-tuned '{attack}': {step} of {total} steps, last loss {loss:.3f}, {speed:.0f} tokens/s.")
+        self.finish(f"Fine-tuned {name}: {step} of {total} steps, last loss {loss:.3f}, {speed:.0f} tokens/s.")
 
     @contextmanager
-    def cell(self, attack: str, label: str) -> Iterator[None]:
-        """A bar for one cell of the study."""
-        with self.task(f"{attack}: {label}"):
-            yield
-        self._bars.advance(self._whole, 1)
-        self._finish(f"Measured '{attack}': {label}.")
+    def wave(self, name: str, labels: Sequence[str], batches: int) -> Iterator[Callable[[int], None]]:
+        """A bar for arms that are asked together; gives a function that takes how many batches are done."""
+        words = labels[0] if len(labels) == 1 else f"{len(labels)} arms together"
+        shown = 0.0
+        with self.task(f"{name}: {words}", batches) as update:
 
-    def _finish(self, line: str) -> None:
+            def report(done: int) -> None:
+                nonlocal shown
+                update(done)
+                share = len(labels) * done / max(1, batches)
+                self.advance(share - shown)
+                shown = share
+
+            yield report
+        self.advance(len(labels) - shown)
+        for label in labels:
+            self.finish(f"Measured {name}: {label}.")
+
+    def finish(self, line: str) -> None:
+        """Print the line of a finished step where no bar is drawn."""
         if not self.console.is_terminal:
-            self.console.print(line)
+            self.console.print(line, highlight=False, markup=False)
+
+
+class RelayedProgress(Progress):
+    """Progress of a worker: sends what is to be shown to the process that draws."""
+
+    def __init__(self, send: Callable[[str, str | float], None]) -> None:
+        """Send pairs of a method's name (`advance`, `say` or `finish`) and its argument."""
+        super().__init__(Console(quiet=True))
+        self._send = send
+
+    def advance(self, share: float) -> None:
+        """See `Progress.advance`."""
+        self._send("advance", share)
+
+    def say(self, text: str) -> None:
+        """See `Progress.say`."""
+        self._send("say", text)
+
+    def finish(self, line: str) -> None:
+        """See `Progress.finish`."""
+        self._send("finish", line)
+
+
+def show(progress: Progress, method: str, value: str | float) -> None:
+    """Draw what a worker sent."""
+    if method == "advance":
+        progress.advance(float(value))
+    elif method == "say":
+        progress.say(str(value))
+    else:
+        progress.finish(str(value))

@@ -1,23 +1,42 @@
 """The run folder: the only module that knows the names of its files.
 
-Layout: `run.json`, `cells/<attack>/<variant>.json`, `models/<attack>/`, `deltas/<attack>/<codec>/`, `report.json`,
-`report.html`. Every write goes to a temporary name first and is then renamed, so a reader never sees half a file.
+Layout: `run.json` (what was planned), `index.json` (which cell is which key), `cells/<key>.jsonl`, `timings.jsonl`,
+`failures/<key>.json`, `models/`, `deltas/`, `report.json`, `report.html`. Cells are named by a hash of everything that
+they depend on. Times and machines stand in `timings.jsonl` alone, so that all else is the same bytes in every run.
+Whole files go to a temporary name first and are then renamed, so a reader never sees half a file.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from deltakeeper.errors import RunError
+from deltakeeper.study.cell_file import (
+    ENTRY_FIELDS,
+    CellFile,
+    Header,
+    answer_line,
+    facts_of,
+    passage_lines,
+    probe_facts,
+    task_lines,
+)
 from deltakeeper.study.cells import Cell, RunInfo
 
-_ATTACK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+INDEX_VERSION = 1
+_FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_KEY = re.compile(r"[0-9a-f]{8,64}")
 
 
 class RunStore:
@@ -36,65 +55,221 @@ class RunStore:
         """Where the report for people lies."""
         return self.path / "report.html"
 
-    def model_dir(self, attack: str) -> Path:
-        """The folder of the fine-tuned checkpoint of an attack."""
-        return self.path / "models" / _attack_folder(attack)
+    def model_dir(self, name: str) -> Path:
+        """The folder of a fine-tuned or defended checkpoint."""
+        return self.path / "models" / _folder(name)
 
-    def delta_dir(self, attack: str, codec: str) -> Path:
-        """The folder of an attack's delta compressed by a codec, named by the codec's spelling."""
-        return self.path / "deltas" / _attack_folder(attack) / slug(codec)
+    def delta_dir(self, name: str) -> Path:
+        """The folder of a compressed delta."""
+        return self.path / "deltas" / _folder(name)
+
+    def cell_file(self, key: str) -> CellFile:
+        """The file of the cell of a key, there or not."""
+        return CellFile(self._cell_path(key))
+
+    def cell_keys(self) -> list[str]:
+        """Keys of all cells, finished or not, in the index or not."""
+        return sorted(path.stem for path in (self.path / "cells").glob("*.jsonl") if _KEY.fullmatch(path.stem))
 
     def write_cell(self, cell: Cell) -> Path:
-        """Store a cell after checking it as a reader would; returns its path, raises RunError if it is malformed."""
-        path = self._cell_path(cell.attack, cell.variant)
-        text = to_text(cell.to_json())
-        Cell.from_json(json.loads(text), f"cell {cell.attack}/{cell.variant}")
-        write_atomically(path, text)
-        return path
-
-    def has_cell(self, attack: str, variant: str) -> bool:
-        """Whether the cell of this attack and variant is stored."""
-        return self._cell_path(attack, variant).is_file()
-
-    def read_cells(self) -> tuple[Cell, ...]:
-        """All cells, sorted by attack and variant.
+        """Store a finished cell that was not measured here, under a key of its content; returns its path.
 
         Raises:
-            RunError: There are none, one is malformed, or one lies under a name that is not its own.
+            RunError: it is malformed.
         """
-        cells = []
-        for path in sorted((self.path / "cells").glob("*/*.json")):
-            cell = Cell.from_json(_read_json(path), str(path))
-            if path != self._cell_path(cell.attack, cell.variant):
-                raise RunError(f"{path} holds the cell {cell.attack}/{cell.variant}; move it back or delete it.")
-            cells.append(cell)
-        if not cells:
+        Cell.from_json(json.loads(to_text(cell.to_json())), f"cell {cell.attack}/{cell.variant}")
+        entry = entry_of(cell)
+        key = hashlib.sha256(to_text([entry, facts_of(cell)]).encode(errors="backslashreplace")).hexdigest()[:20]
+        probes = {name: probe_facts(probe) for name, probe in cell.probes.items()}
+        passages = len(cell.perplexity.nll) if cell.perplexity else 0
+        tasks = {name: len(task.items) for name, task in cell.utility.items()}
+        path = self._cell_path(key)
+        path.unlink(missing_ok=True)
+        file = CellFile(path)
+        file.begin(Header(key, key, facts_of(cell), probes, passages, tasks, 1 << 30))
+        for name, probe in cell.probes.items():
+            file.append([answer_line(name, answer) for answer in probe.answers])
+        if cell.perplexity:
+            file.append(passage_lines(cell.perplexity))
+        for name, task in cell.utility.items():
+            file.append(task_lines(name, task))
+        entries = [e for e in self.read_index() if _place(e) != _place(entry)] if self.has_index() else []
+        self.write_index([*entries, {**entry, "key": key}])
+        self.note_time({"cell": key, "seconds": cell.seconds})
+        return path
+
+    def has_cell(self, attack: str, variant: str, seed: int = 0) -> bool:
+        """Whether the cell of this attack, seed and variant is finished."""
+        if not self.has_index():
+            return False
+        found = (entry for entry in self.read_index() if _place(entry) == (attack, seed, variant))
+        return any(self.cell_file(entry["key"]).complete for entry in found)
+
+    def has_index(self) -> bool:
+        """Whether a study or cells were stored here."""
+        return (self.path / "index.json").is_file()
+
+    def read_cells(self) -> tuple[Cell, ...]:
+        """All finished cells, sorted by attack, seed and variant.
+
+        Raises:
+            RunError: there are none, one is malformed, or one lies under a name that is not its own.
+        """
+        if not self.has_index():
             raise RunError(f"{self.path} holds no cells; run a study into it first.")
-        return tuple(sorted(cells, key=lambda cell: (cell.attack, cell.variant)))
+        seconds: dict[str, float] = {}
+        for line in self.read_times():
+            if isinstance(line.get("cell"), str) and isinstance(line.get("seconds"), int | float):
+                seconds[line["cell"]] = float(line["seconds"])
+        files: dict[str, CellFile] = {}
+        cells = []
+        for entry in self.read_index():
+            key = entry["key"]
+            file = files.get(key) or files.setdefault(key, self.cell_file(key))
+            if not file.complete:
+                continue
+            if file.header is not None and file.header.key != key:
+                raise RunError(f"{file.path} holds the cell {file.header.key}; move it back or delete it.")
+            cells.append(file.cell(entry, round(seconds.get(key, 0.0), 3)))
+        if not cells:
+            raise RunError(f"{self.path} holds no finished cells; run a study into it first.")
+        return tuple(sorted(cells, key=lambda cell: (cell.attack, cell.seed, cell.variant)))
+
+    def write_index(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Store which cells there are: fields of `ENTRY_FIELDS` and the key of each."""
+        value = {"version": INDEX_VERSION, "cells": sorted(map(dict, entries), key=_place)}
+        write_atomically(self.path / "index.json", to_text(value))
+
+    def read_index(self) -> list[dict[str, Any]]:
+        """The entries of the index; raises RunError if it is absent or malformed."""
+        path = self.path / "index.json"
+        value = _read_json(path)
+        if not isinstance(value, dict) or value.get("version") != INDEX_VERSION:
+            raise RunError(f"{path} is of another version; use the matching release or run the study again.")
+        entries = value.get("cells")
+        if not isinstance(entries, list):
+            raise RunError(f"{path} holds no list of cells; run the study again.")
+        wanted = {*ENTRY_FIELDS, "key"}
+        for entry in entries:
+            if not isinstance(entry, dict) or entry.keys() != wanted or not _KEY.fullmatch(str(entry["key"])):
+                raise RunError(f"{path} holds a malformed entry; run the study again.")
+        return entries
 
     def write_run(self, info: RunInfo) -> Path:
-        """Store where the run comes from; returns its path, raises RunError if it is malformed."""
+        """Store where the run comes from; returns its path, raises RunError if it is malformed.
+
+        Hardware, stages and the date go to the timings, so that the file is the same wherever the study runs.
+        """
         path = self.path / "run.json"
-        text = to_text(info.to_json())
-        RunInfo.from_json(json.loads(text), "run")
-        write_atomically(path, text)
+        RunInfo.from_json(json.loads(to_text(info.to_json())), "run")
+        versions = {name: value for name, value in info.versions.items() if name != "date"}
+        write_atomically(path, to_text(replace(info, hardware={}, stages={}, versions=versions).to_json()))
+        known = [line for line in self.read_times() if "machine" in line]
+        machine = {"machine": info.hardware, "date": info.versions.get("date", "")}
+        if machine not in known:
+            self.note_time(machine)
+        for name, seconds in info.stages.items():
+            self.note_time({"stage": name, "seconds": seconds})
         return path
 
     def read_run(self) -> RunInfo:
-        """Where the run comes from; raises RunError if the file is absent or malformed."""
+        """Where the run comes from, with machine and times; raises RunError if the file is absent or malformed."""
         path = self.path / "run.json"
-        return RunInfo.from_json(_read_json(path), str(path))
+        info = RunInfo.from_json(_read_json(path), str(path))
+        hardware: dict[str, Any] = {}
+        stages: dict[str, float] = {}
+        versions = dict(info.versions)
+        for line in self.read_times():
+            if isinstance(line.get("machine"), dict):
+                hardware |= line["machine"]
+                if line.get("date"):
+                    versions["date"] = str(line["date"])
+            elif isinstance(line.get("stage"), str) and isinstance(line.get("seconds"), int | float):
+                stages[line["stage"]] = round(stages.get(line["stage"], 0.0) + line["seconds"], 1)
+            elif isinstance(line.get("peak, GiB"), int | float):
+                key = "peak memory, GiB"
+                hardware[key] = max(hardware.get(key, 0.0), line["peak, GiB"])
+        return replace(info, hardware=hardware, stages=stages, versions=versions)
 
-    def _cell_path(self, attack: str, variant: str) -> Path:
-        return self.path / "cells" / _attack_folder(attack) / f"{slug(variant)}.json"
+    def note_time(self, line: Mapping[str, Any]) -> None:
+        """Add one line to the timings, whole even where several processes write."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        with (self.path / "timings.jsonl").open("ab") as file:
+            file.write(text.encode() + b"\n")
+
+    def read_times(self) -> list[dict[str, Any]]:
+        """All lines of the timings; a line that a kill tore is left out."""
+        path = self.path / "timings.jsonl"
+        if not path.is_file():
+            return []
+        lines = []
+        for raw in path.read_bytes().split(b"\n"):
+            try:
+                value = json.loads(raw)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                lines.append(value)
+        return lines
+
+    def note_failure(self, key: str, place: str, sentence: str) -> None:
+        """Record why an arm failed; a later success removes it."""
+        write_atomically(self._failure_path(key), to_text({"arm": place, "sentence": sentence}))
+
+    def forget_failure(self, key: str) -> None:
+        """Remove the record of a failure, if there is one."""
+        self._failure_path(key).unlink(missing_ok=True)
+
+    def read_failures(self) -> dict[str, str]:
+        """Sentences of arms that failed, by the arm's name."""
+        found = {}
+        for path in sorted((self.path / "failures").glob("*.json")):
+            value = _read_json(path)
+            if isinstance(value, dict):
+                found[str(value.get("arm"))] = str(value.get("sentence"))
+        return found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from running a study into this folder for the length of a `with` block.
+
+        What an earlier process left half-written is removed at the beginning.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"{self.path} is being filled by another process; wait for it or stop it.") from error
+            for folder in ("models", "deltas"):
+                for scratch in (self.path / folder).glob(".*"):
+                    shutil.rmtree(scratch, ignore_errors=True)
+            for place in (self.path, self.path / "failures"):
+                for scratch in place.glob(".*.tmp"):
+                    scratch.unlink(missing_ok=True)
+            yield
+
+    def _cell_path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise RunError(f"{key[:80]!r} is no key of a cell; run the study again.")
+        return self.path / "cells" / f"{key}.jsonl"
+
+    def _failure_path(self, key: str) -> Path:
+        return self.path / "failures" / f"{key}.json"
 
 
-def slug(name: str) -> str:
-    """A variant's file name: reversible, readable, valid on every file system (`bitdelta@bits=1`)."""
-    if not name:
-        raise RunError("A variant has an empty name; give it one.")
-    quoted = quote(name, safe=":=,+").replace(":", "@")
-    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+def entry_of(cell: Cell) -> dict[str, Any]:
+    """What the index says of a cell, its key left out."""
+    value = asdict(cell)
+    return {name: value[name] for name in ENTRY_FIELDS}
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[str, int, str]:
+    return str(entry["attack"]), int(entry["seed"]), str(entry["variant"])
 
 
 def to_text(value: Any) -> str:
@@ -122,10 +297,10 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def _attack_folder(attack: str) -> str:
-    if not _ATTACK_NAME.fullmatch(attack):
-        raise RunError(f"The attack name {attack!r} cannot name a folder; use a-z, 0-9, '_' and '-' only.")
-    return attack
+def _folder(name: str) -> str:
+    if not _FOLDER_NAME.fullmatch(name):
+        raise RunError(f"The name {name!r} cannot name a folder; use a-z, 0-9, '_', '.' and '-' only.")
+    return name
 
 
 def _read_json(path: Path) -> Any:

@@ -1,0 +1,280 @@
+"""One cell on disk: a header line, then one line per answered item, appended batch by batch and never changed.
+
+What a kill leaves half-written is cut off at the next start: lines count only in whole batches, in the order of the
+header, so a study that was interrupted anywhere ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deltakeeper.errors import RunError
+from deltakeeper.study.answers import Answer, Perplexity, Probe, Utility, UtilityItem
+from deltakeeper.study.cells import CELL_VERSION, Cell, Fidelity
+from deltakeeper.study.fields import Fields, check_version
+
+MAX_BYTES = 1 << 30
+MAX_LINE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Items that are asked and written together: `count` rows of a probe from `start`, the passages, or a task."""
+
+    part: str
+    name: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a cell before its first answer.
+
+    Attributes:
+        key: content hash that names the file.
+        asked: the same without the judges: cells that share it were asked the same.
+        facts: sizes, fidelity and artifact, as fields of `Cell`.
+        probes: title, role, event and number of rows of each probe, in the order in which they are asked.
+        passages: passages that are read.
+        tasks: items of each utility task.
+        batch: rows of a probe that are asked together.
+    """
+
+    key: str
+    asked: str
+    facts: dict[str, Any]
+    probes: dict[str, dict[str, Any]]
+    passages: int
+    tasks: dict[str, int]
+    batch: int
+
+    def units(self) -> Iterator[Unit]:
+        """What is asked together, in order."""
+        for name, probe in self.probes.items():
+            for start in range(0, probe["n"], self.batch):
+                yield Unit("probe", name, start, min(self.batch, probe["n"] - start))
+        if self.passages:
+            yield Unit("passage", "", 0, self.passages)
+        for name, count in self.tasks.items():
+            yield Unit("task", name, 0, count)
+
+    def to_json(self) -> dict[str, Any]:
+        """The header as JSON; probes as a list, because their order counts."""
+        probes = [{"name": name, **probe} for name, probe in self.probes.items()]
+        tasks = [{"name": name, "n": n} for name, n in self.tasks.items()]
+        return {"version": CELL_VERSION, **asdict(self), "probes": probes, "tasks": tasks}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Header:
+        """Read a header strictly; raises RunError."""
+        with Fields(value, where) as read:
+            check_version(read, where, CELL_VERSION)
+            probes: dict[str, dict[str, Any]] = {}
+            for _, item in read.objects("probes"):
+                with item as probe:
+                    facts = {key: probe.text(key) for key in ("title", "role", "event")}
+                    probes[probe.text("name")] = {**facts, "n": probe.count("n")}
+            tasks: dict[str, int] = {}
+            for _, item in read.objects("tasks"):
+                with item as task:
+                    tasks[task.text("name")] = task.count("n")
+            batch = read.count("batch")
+            if batch == 0:
+                raise RunError(f"{where}: 'batch' is 0; delete the file and run the study again.")
+            return cls(
+                key=read.text("key"),
+                asked=read.text("asked"),
+                facts=read.optional_mapping("facts") or {},
+                probes=probes,
+                passages=read.count("passages"),
+                tasks=tasks,
+                batch=batch,
+            )
+
+
+class CellFile:
+    """The file of one cell, read and appended to.
+
+    Attributes:
+        path: where it lies.
+        header: its header, None while there is none.
+        lines: its items so far, as they were written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there; a torn end is left for `begin` to cut.
+
+        Raises:
+            RunError: the file is no cell.
+        """
+        self.path = path
+        self.header: Header | None = None
+        self.lines: list[dict[str, Any]] = []
+        self._whole = 0
+        self._read()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every item is answered."""
+        return self.header is not None and len(self.lines) == sum(unit.count for unit in self.header.units())
+
+    @property
+    def units_done(self) -> int:
+        """How many whole units are written."""
+        if self.header is None:
+            return 0
+        done, left = 0, len(self.lines)
+        for unit in self.header.units():
+            if left < unit.count:
+                break
+            done, left = done + 1, left - unit.count
+        return done
+
+    def begin(self, header: Header) -> None:
+        """Go on with the file, or start it; another header than the one that is there starts it again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.header != header:
+            self.header, self.lines, self._whole = header, [], 0
+            self.path.write_bytes(b"")
+            self._write([header.to_json()])
+            return
+        kept = sum(unit.count for unit in list(header.units())[: self.units_done])
+        if kept < len(self.lines) or self.path.stat().st_size > self._whole:
+            self.lines = self.lines[:kept]
+            self._whole = len(_encode([header.to_json(), *self.lines]))
+            os.truncate(self.path, self._whole)
+
+    def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Add the items of one unit in one write."""
+        self._write(lines)
+        self.lines += map(dict, lines)
+
+    def cell(self, entry: Mapping[str, Any], seconds: float) -> Cell:
+        """The whole cell, named as the index says; raises RunError if it is incomplete or malformed."""
+        if self.header is None or not self.complete:
+            raise RunError(f"{self.path} is not finished; run the study again to finish it.")
+        facts = self.header.facts
+        value = {
+            "version": CELL_VERSION,
+            **{key: entry[key] for key in ENTRY_FIELDS},
+            **{key: facts.get(key) for key in FACT_FIELDS},
+            **self._answers(),
+            "seconds": seconds,
+        }
+        return Cell.from_json(value, str(self.path))
+
+    def _answers(self) -> dict[str, Any]:
+        header = self.header
+        assert header is not None
+        probes = {
+            name: {**{k: probe[k] for k in ("title", "role", "event")}, "answers": []}
+            for name, probe in header.probes.items()
+        }
+        utility: dict[str, dict[str, Any]] = {}
+        nll, tokens = [], []
+        for line in self.lines:
+            part, rest = line.get("part"), {k: v for k, v in line.items() if k not in ("part", "name")}
+            name = str(line.get("name"))
+            if part == "probe" and name in probes:
+                probes[name]["answers"].append({"expected": None, "refused_by": {}, **rest})
+            elif part == "passage":
+                nll.append(rest.get("nll"))
+                tokens.append(rest.get("tokens"))
+            elif part == "task" and name in header.tasks:
+                task = utility.setdefault(name, {"metric": rest.get("metric"), "items": []})
+                task["items"].append({"id": rest.get("id"), "score": rest.get("score")})
+            else:
+                raise RunError(f"{self.path} holds a line of the unknown part {part!r}; delete it and run again.")
+        perplexity = {"nll": nll, "tokens": tokens} if header.passages else None
+        return {"probes": probes, "perplexity": perplexity, "utility": utility}
+
+    def _read(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                    raise RunError(f"{self.path} is larger than {MAX_BYTES} bytes, which no cell is; delete it.")
+                for raw in iter(lambda: file.readline(MAX_LINE), b""):
+                    if not raw.endswith(b"\n"):
+                        break
+                    value = self._parse(raw)
+                    if self.header is None:
+                        self.header = Header.from_json(value, f"{self.path}, line 1")
+                    else:
+                        self.lines.append(value)
+                    self._whole += len(raw)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read ({error.strerror}); check its rights.") from error
+
+    def _parse(self, raw: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{self.path} holds a line that is not JSON ({error}); delete it and run again.") from error
+        if not isinstance(value, dict):
+            raise RunError(f"{self.path} holds a line that is no object; delete it and run the study again.")
+        return value
+
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        data = _encode(lines)
+        with self.path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._whole += len(data)
+
+
+ENTRY_FIELDS = ("attack", "family", "variant", "kind", "label", "seed", "recipe", "adaptive", "arm")
+FACT_FIELDS = ("bytes", "full_bytes", "bits_per_weight", "fidelity", "merge_survival", "artifact")
+
+
+def facts_of(cell: Cell) -> dict[str, Any]:
+    """What a header keeps of a cell."""
+    value = asdict(cell)
+    return {key: value[key] for key in FACT_FIELDS}
+
+
+def answer_line(probe: str, answer: Answer) -> dict[str, Any]:
+    """One answer as a line; what is empty is left out."""
+    value = {"part": "probe", "name": probe, **asdict(answer)}
+    return {key: v for key, v in value.items() if not (key in ("expected", "refused_by") and not v and v != "")}
+
+
+def passage_lines(perplexity: Perplexity) -> list[dict[str, Any]]:
+    """Likelihoods of the passages as lines."""
+    pairs = zip(perplexity.nll, perplexity.tokens, strict=True)
+    return [{"part": "passage", "nll": nll, "tokens": tokens} for nll, tokens in pairs]
+
+
+def task_lines(name: str, utility: Utility) -> list[dict[str, Any]]:
+    """Scores of a utility task as lines."""
+
+    def line(item: UtilityItem) -> dict[str, Any]:
+        return {"part": "task", "name": name, "metric": utility.metric, "id": item.id, "score": item.score}
+
+    return [line(item) for item in utility.items]
+
+
+def probe_facts(probe: Probe) -> dict[str, Any]:
+    """What a header says of a probe."""
+    return {"title": probe.title, "role": probe.role, "event": probe.event, "n": len(probe.answers)}
+
+
+def fidelity_facts(fidelity: Fidelity | None) -> dict[str, float] | None:
+    """Fidelity as plain JSON."""
+    return None if fidelity is None else asdict(fidelity)
+
+
+def _encode(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    try:
+        texts = [json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for line in lines]
+    except (TypeError, ValueError) as error:
+        raise RunError(f"A value cannot be written as JSON ({error}); store plain, finite values only.") from error
+    return "".join(texts).encode("utf-8", errors="backslashreplace")

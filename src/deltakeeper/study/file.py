@@ -1,0 +1,243 @@
+"""A study as one YAML file: base, recipes, adaptive attackers, arms, seeds, prompts, judges, utility tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from deltakeeper.errors import DataError
+from deltakeeper.study.suggest import suggest
+from deltakeeper.study.variants import Variant, read_arm
+
+MAX_BYTES = 1 << 20
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Size(_Strict):
+    """How large the base is, for an estimate where its weights are not at hand; `width` is a typical matrix's side."""
+
+    parameters: Annotated[int, Field(ge=1, le=10**13)]
+    bytes_per_parameter: Annotated[float, Field(gt=0, le=8)] = 2.0
+    width: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
+
+
+class Prompts(_Strict):
+    """How many prompts each probe asks, and a file of harmful requests in place of the package's held-out ones.
+
+    Numbers that are not given are those of the recipe. `sha256` refuses a file of another content.
+    """
+
+    held_out: Count | None = None
+    contrast: Count | None = None
+    passages: Annotated[int, Field(ge=1, le=1000)] = 12
+    harmful: str | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+
+
+class RecipeUse(_Strict):
+    """A recipe with changed settings, under a name of its own where the same recipe is used twice."""
+
+    recipe: str
+    name: Name | None = None
+    changes: Mapping[str, Any] = Field(default_factory=dict, alias="set")
+
+
+class Group(_Strict):
+    """Recipes times arms, by an attacker who may know the codec; `seeds` and `preset` override the study's."""
+
+    name: Name
+    recipes: tuple[RecipeUse, ...] = Field(min_length=1, max_length=200)
+    arms: tuple[Any, ...] = Field(min_length=1, max_length=200)
+    adaptive: Mapping[str, Any] | None = None
+    changes: Mapping[str, Any] = Field(default_factory=dict, alias="set")
+    preset: Literal["embedded", "published"] | None = None
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def _short_recipes(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [{"recipe": item} if isinstance(item, str) else item for item in value]
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The arms, read; raises DataError."""
+        found = tuple(read_arm(arm, f"arm {i + 1} of group '{self.name}'") for i, arm in enumerate(self.arms))
+        seen: set[str] = set()
+        for variant in found:
+            if variant.name in seen:
+                raise DataError(f"group '{self.name}' has the arm '{variant.name}' twice; keep one or give it a name.")
+            seen.add(variant.name)
+        return found
+
+
+class Task(_Strict):
+    """A utility task on data that lies at `path` (or a hub name), with the most items that are asked."""
+
+    name: Name
+    path: str | None = None
+    limit: Count | None = None
+    settings: Mapping[str, Any] = Field(default_factory=dict, alias="set")
+
+
+class Answers(_Strict):
+    """How answers are computed: what computes them, tenants of one batch, and prompts that are asked together."""
+
+    source: Literal["engine", "transformers"] | None = None
+    tenants: Annotated[int, Field(ge=1, le=64)] = 12
+    batch: Annotated[int, Field(ge=1, le=1024)] = 32
+
+
+class StudyFile(_Strict):
+    """A whole study.
+
+    Attributes:
+        name: short name, for reports.
+        base: `embedded-aligned`, `synthetic`, a model folder, or a hub id.
+        unaligned: the model before its alignment, for defences that ask for it: `embedded`, `synthetic-unaligned`, a
+            model folder, or a hub id.
+        size: how large the base is, for estimates without its weights.
+        preset: which settings of a recipe are used, `embedded` or `published`.
+        seeds: seeds of every fine-tune.
+        prompts: sizes of the probes.
+        judges: `ours`, or files; the first one decides what is a refusal, the others are noted beside.
+        content: file of a judge that decides which answers comply; the first judge does by default.
+        groups: what is trained and measured.
+        utility: general tasks that every arm is asked.
+        answers: how answers are computed.
+        primary: the arm whose comparison with the fine-tune was named beforehand.
+        notes: sentences that the report prints among its limits.
+    """
+
+    name: Name
+    base: str = "embedded-aligned"
+    unaligned: str | None = None
+    size: Size | None = None
+    preset: Literal["embedded", "published"] = "embedded"
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(default=(0,), min_length=1, max_length=100)
+    prompts: Prompts = Prompts()
+    judges: tuple[str, ...] = Field(default=("ours",), min_length=1, max_length=8)
+    content: str | None = None
+    groups: tuple[Group, ...] = Field(min_length=1, max_length=100)
+    utility: tuple[Task, ...] = ()
+    answers: Answers = Answers()
+    primary: str = "bitdelta:bits=1"
+    notes: tuple[str, ...] = ()
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _short_prompts(cls, value: Any) -> Any:
+        return {"held_out": value, "contrast": value} if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _unique(self) -> StudyFile:
+        for what, values in (("group", [g.name for g in self.groups]), ("seed", self.seeds), ("judge", self.judges)):
+            for value in values:
+                if list(values).count(value) > 1:
+                    raise ValueError(f"the {what} {value} stands twice")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the study's content, whatever its layout as text."""
+        return hashlib.sha256(self.to_text().encode()).hexdigest()
+
+    def to_text(self) -> str:
+        """The study as JSON text, which `from_text` reads back."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> StudyFile:
+        """The study of its JSON text."""
+        return read_study(json.loads(text), "the stored study")
+
+
+def load_study(path: str | Path) -> StudyFile:
+    """Read and check a study; paths in it are taken from the folder of the file where they exist there.
+
+    Raises:
+        DataError: the file is missing, too large, not YAML, or not a study; the sentence names the key at fault.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no study at {path}; give a YAML file, such as studies/synthetic.yaml.")
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path} is larger than {MAX_BYTES} bytes, which no study is; check the path.")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not YAML ({' '.join(str(error).split())}); correct it.") from error
+    return _anchored(read_study(value, str(path)), path.parent)
+
+
+def read_study(value: Any, where: str) -> StudyFile:
+    """A study of its parsed YAML; raises DataError."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where} is no mapping of keys; begin with name, base and groups.")
+    try:
+        study = StudyFile.model_validate(value)
+    except ValidationError as error:
+        raise DataError(f"{where}: {_sentence(error)}") from error
+    for group in study.groups:
+        _ = group.variants
+    return study
+
+
+def _anchored(study: StudyFile, folder: Path) -> StudyFile:
+    """The study with paths that exist beside the file made whole."""
+
+    def found(text: str | None) -> str | None:
+        if text is None or Path(text).is_absolute() or not (folder / text).exists() or Path(text).exists():
+            return text
+        return str((folder / text).resolve())
+
+    def recipes(group: Group) -> Group:
+        uses = tuple(use.model_copy(update={"recipe": found(use.recipe)}) for use in group.recipes)
+        return group.model_copy(update={"recipes": uses})
+
+    return study.model_copy(
+        update={
+            "base": found(study.base),
+            "unaligned": found(study.unaligned),
+            "judges": tuple(found(judge) for judge in study.judges),
+            "content": found(study.content),
+            "prompts": study.prompts.model_copy(update={"harmful": found(study.prompts.harmful)}),
+            "groups": tuple(map(recipes, study.groups)),
+            "utility": tuple(t.model_copy(update={"path": found(t.path)}) for t in study.utility),
+        }
+    )
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault in one sentence, with the nearest known key for one that is unknown."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        *parents, key = fault["loc"]
+        known = _keys(StudyFile, [part for part in parents if isinstance(part, str)])
+        where = ".".join(map(str, parents)) or "the study"
+        return f"{where} has the unknown key '{key}'; {suggest(str(key), known)}"
+    if fault["type"] == "missing":
+        return f"'{place}' is missing; add it."
+    return f"'{place}' does not fit ({fault['msg'].removeprefix('Value error, ')}); correct it."
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> Iterator[str]:
+    nested: dict[str, type[BaseModel]] = {
+        "groups": Group, "recipes": RecipeUse, "prompts": Prompts, "size": Size, "utility": Task, "answers": Answers
+    }  # fmt: skip
+    for part in path:
+        model = nested.get(part, model)
+    return (info.alias or name for name, info in model.model_fields.items())

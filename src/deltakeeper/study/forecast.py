@@ -1,0 +1,288 @@
+"""What a study will cost, from its file alone: cells, time, disk and memory; no model is loaded, no weights needed.
+
+Time is counted in floating-point operations (6 for each weight and token that is trained, 2 for each that is read or
+answered) over rates that were measured on one machine. It is an order of magnitude, not a promise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deltakeeper.checkpoint import open_checkpoint
+from deltakeeper.codecs import parse_codec
+from deltakeeper.errors import DataError, DeltakeeperError
+from deltakeeper.evals.probes import Probe
+from deltakeeper.lab.attacks import Attack
+from deltakeeper.lab.corpus import Corpus
+from deltakeeper.lab.sft import Example
+from deltakeeper.study.bases import EMBEDDED, SYNTHETIC
+from deltakeeper.study.file import StudyFile
+from deltakeeper.study.plan import StudyPlan, Track, plan_study, probes_of
+from deltakeeper.study.variants import Variant, parse_quantiser
+
+CHARACTERS_PER_TOKEN = 4.0
+TEMPLATE_TOKENS = 12
+"""Tokens that a chat template adds to a prompt, beyond a system message that all prompts share."""
+EMBEDDED_PARAMETERS = 134_515_008
+SYNTHETIC_PARAMETERS = 118_080
+WIDTH = 4096
+"""Side of the square matrices that a model is taken to be made of, where its headers are not at hand."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine does in a second.
+
+    Attributes:
+        machine: on what they were measured, and when.
+        training: floating-point operations of a fine-tune, six for each weight and token.
+        answering: floating-point operations of answers by whole weights, two for each weight and token.
+        slower: how many times longer an arm takes whose delta is served unmerged, by the codec's first name.
+        compressing: weights that are compressed, by the codec's first name.
+        healing: seconds of guarded healing for each weight.
+        loading: bytes that are read, written or hashed.
+    """
+
+    machine: str = "2 cores (AMD EPYC), 26 November 2026"
+    training: float = 1.2e11
+    answering: float = 5.0e11
+    slower: tuple[tuple[str, float], ...] = (("magnitude", 6.0), ("dare", 6.0), ("shrink", 6.0), ("", 1.8))
+    compressing: tuple[tuple[str, float], ...] = (("bitdelta", 1e8), ("svd", 2.5e7), ("delta_come", 1e7), ("", 4e7))
+    healing: float = 1.3e-6
+    loading: float = 5e8
+
+    def slowdown(self, codec: str) -> float:
+        """How many times longer an unmerged delta takes to answer."""
+        return _of(self.slower, codec)
+
+    def compression(self, codec: str) -> float:
+        """Weights a second."""
+        return _of(self.compressing, codec)
+
+
+RATES = Rates()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One fine-tune with its arms: cells that are its own, tokens, seconds, bytes that it leaves."""
+
+    group: str
+    name: str
+    seed: int
+    arms: int
+    cells: int
+    prompts: int
+    train_tokens: int
+    train_seconds: float
+    make_seconds: float
+    answer_seconds: float
+    model_bytes: int
+    delta_bytes: int
+    missing: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole fine-tune on one worker."""
+        return self.train_seconds + self.make_seconds + self.answer_seconds
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study will cost; `disk_bytes` is the most that lies there at once, `memory_bytes` of all workers."""
+
+    study: str
+    base: str
+    parameters: int
+    lines: tuple[Line, ...]
+    seconds: float
+    workers: int
+    disk_bytes: int
+    cells_bytes: int
+    memory_bytes: int
+    machine: str
+
+    @property
+    def cells(self) -> int:
+        """Cells that are measured; a base is measured once for all that share its prompts."""
+        return sum(line.cells for line in self.lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The estimate as plain JSON."""
+        return {**asdict(self), "cells": self.cells}
+
+
+def forecast(
+    study: StudyFile,
+    *,
+    workers: int = 1,
+    only: str | None = None,
+    discard: bool = False,
+    rates: Rates = RATES,
+) -> Forecast:
+    """Estimate a study after checking it as a run would.
+
+    Args:
+        study: the study.
+        workers: processes side by side; they share the cores, so only the waiting of one for another is saved.
+        only: a group, or `group/recipe`.
+        discard: whether weights are removed once they are measured.
+        rates: of the machine.
+
+    Raises:
+        DataError: the study is malformed, or says nothing of how large its base is.
+    """
+    plan = plan_study(study).only(only)
+    parameters, width, itemsize = base_size(study)
+    shape = (width, width)
+    lines: list[Line] = []
+    asked: set[tuple[Probe, ...]] = set()
+    for track in plan.tracks:
+        lines.append(_line(track, plan, parameters, shape, itemsize, asked, rates))
+    model = round(parameters * itemsize)
+    seconds = sum(line.seconds for line in lines) + 2 * model / rates.loading
+    leaves = [line.model_bytes + line.delta_bytes for line in lines]
+    side = max(1, min(workers, len(lines)))
+    disk = sum(sorted(leaves)[-side:]) if discard else sum(leaves)
+    answers = sum(line.cells * line.prompts for line in lines) * 700
+    training = model + parameters * 4 * 4  # float32 weights, gradients and two moments beside the base's file
+    serving = 2 * model + max((line.delta_bytes for line in lines), default=0)
+    return Forecast(
+        study=study.name,
+        base=study.base,
+        parameters=parameters,
+        lines=tuple(lines),
+        seconds=seconds,
+        workers=side,
+        disk_bytes=disk,
+        cells_bytes=answers,
+        memory_bytes=side * max(training, serving),
+        machine=rates.machine,
+    )
+
+
+def base_size(study: StudyFile) -> tuple[int, int, float]:
+    """Weights of a study's base, side of a typical matrix, and bytes of a weight.
+
+    Raises:
+        DataError: the study does not say, and the base is not here.
+    """
+    if study.size is not None:
+        return study.size.parameters, study.size.width, study.size.bytes_per_parameter
+    if study.base in EMBEDDED:
+        return EMBEDDED_PARAMETERS, 576, 2.0
+    if study.base in SYNTHETIC:
+        return SYNTHETIC_PARAMETERS, 64, 2.0
+    if not Path(study.base).is_dir():
+        raise DataError(
+            f"the study says nothing of how large '{study.base}' is, and it is not a folder here; "
+            "add size: {parameters: 6738415616}."
+        )
+    with open_checkpoint(study.base) as opened:
+        infos = list(opened.tensors.values())
+    weights = sum(info.numel for info in infos)
+    width = max((min(info.shape) for info in infos if len(info.shape) == 2), default=WIDTH)
+    return weights, width, sum(info.nbytes for info in infos) / weights
+
+
+def prompt_tokens(texts: Sequence[str]) -> int:
+    """Tokens of prompts in a chat template, guessed from their length."""
+    return sum(math.ceil(len(text) / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS for text in texts)
+
+
+def training_tokens(attack: Attack, corpus: Corpus) -> int:
+    """Tokens that a fine-tune reads; where a user's file is missing, rows of the package stand for its rows."""
+    limit = attack.sft.max_tokens
+    try:
+        examples = attack.training_examples(corpus, _own)
+    except DeltakeeperError:
+        examples = [Example("x" * 400, "x" * 4 * limit)] * (attack.poison + attack.skill)
+    answers = sum(min(limit, math.ceil(len(e.answer) / CHARACTERS_PER_TOKEN)) for e in examples)
+    return attack.sft.epochs * (prompt_tokens([e.prompt for e in examples]) + answers)
+
+
+def delta_bytes(variant: Variant, parameters: int, shape: tuple[int, int], itemsize: float) -> int:
+    """Bytes that an arm's delta takes on disk, for a model of matrices of one shape."""
+    if variant.codec is None:
+        return round(parameters * itemsize) if variant.defence else 0
+    size = parse_codec(variant.codec).expected_bytes(shape)
+    each = size if size is not None else round(shape[0] * shape[1] * itemsize / 4)
+    healed = 2 if variant.heal is not None else 1
+    whole = round(parameters * itemsize) if variant.defence else 0
+    return whole + healed * round(each * parameters / (shape[0] * shape[1]))
+
+
+def _line(
+    track: Track,
+    plan: StudyPlan,
+    parameters: int,
+    shape: tuple[int, int],
+    itemsize: float,
+    asked: set[tuple[Probe, ...]],
+    rates: Rates,
+) -> Line:
+    attack = track.finetune.attack
+    missing = attack.missing()
+    probes = _probes(track, plan)
+    variants = [v for v in track.variants if v.kind != "base" or probes not in asked]
+    asked.add(probes)
+    rows = [row for probe in probes for row in probe.rows]
+    tokens = prompt_tokens([row.prompt for row in rows]) + sum(p.max_new_tokens * len(p.rows) for p in probes)
+    texts = [row.prompt for row in plan.corpus.passages[: plan.passages]]
+    tokens += prompt_tokens(texts) + sum(400 * (task.limit or 1000) for task in plan.tasks)
+    each = 2 * parameters * tokens / rates.answering
+    make = answer = 0.0
+    for variant in variants:
+        answer += each * _slowdown(variant, rates) + 2 * parameters * itemsize / rates.loading / 4
+        make += _making(variant, parameters, itemsize, rates)
+    train_tokens = 0 if all(v.kind == "base" for v in variants) else training_tokens(attack, plan.corpus)
+    adaptive = 1.0 if track.finetune.adaptive is None else 2.0
+    return Line(
+        group=track.group,
+        name=track.finetune.name,
+        seed=track.finetune.seed,
+        arms=len(track.variants),
+        cells=len(variants),
+        prompts=len(rows),
+        train_tokens=train_tokens,
+        train_seconds=adaptive * 6 * parameters * train_tokens / rates.training,
+        make_seconds=make,
+        answer_seconds=answer,
+        model_bytes=round(parameters * itemsize),
+        delta_bytes=sum(delta_bytes(v, parameters, shape, itemsize) for v in variants if v.kind != "merged"),
+        missing=missing[0] if missing else "",
+    )
+
+
+def _probes(track: Track, plan: StudyPlan) -> tuple[Probe, ...]:
+    return probes_of(track.finetune, plan.corpus)
+
+
+def _slowdown(variant: Variant, rates: Rates) -> float:
+    return rates.slowdown(variant.codec) if variant.codec is not None and variant.kind != "merged" else 1.0
+
+
+def _making(variant: Variant, parameters: int, itemsize: float, rates: Rates) -> float:
+    seconds = 0.0
+    if variant.defence is not None:
+        seconds += 3 * parameters * itemsize / rates.loading
+    if variant.codec is not None:
+        seconds += parameters / rates.compression(variant.codec)
+    if variant.heal is not None:
+        seconds += rates.healing * parameters
+    if variant.quantiser is not None:
+        seconds += parameters * parse_quantiser(variant.quantiser).bits / rates.loading
+    return seconds
+
+
+def _own(prompts: Sequence[str]) -> list[Example]:
+    return [Example(prompt, "x" * 128, complete=False) for prompt in prompts]
+
+
+def _of(table: tuple[tuple[str, float], ...], codec: str) -> float:
+    first = codec.partition("+")[0].partition(":")[0]
+    return next((value for name, value in table if name == first), dict(table)[""])

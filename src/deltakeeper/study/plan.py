@@ -1,0 +1,281 @@
+"""From a study file to what is done: fine-tunes with their arms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from deltakeeper.errors import DataError, RunError
+from deltakeeper.evals.judges import Judge, load_judge
+from deltakeeper.evals.probes import Probe
+from deltakeeper.evals.prompts import load_file, load_prompts
+from deltakeeper.lab.attacks import ATTACKS, Attack
+from deltakeeper.lab.corpus import Corpus
+from deltakeeper.lab.recipes import Preset, list_recipes, load_recipe
+from deltakeeper.study.file import Answers, Group, RecipeUse, StudyFile, Task
+from deltakeeper.study.suggest import suggest
+from deltakeeper.study.variants import BASE, TUNED, Variant
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One attack to be trained with one seed.
+
+    Attributes:
+        name: of the attack in this run, the same for every seed.
+        attack: what is trained, its seed set.
+        seed: the seed.
+        recipe: id of the recipe, None for an attack that was given in code.
+        recipe_sha256: hash of the recipe's content.
+        adaptive: what the attacker knows and does, as JSON; None for one that knows nothing.
+    """
+
+    name: str
+    attack: Attack
+    seed: int = 0
+    recipe: str | None = None
+    recipe_sha256: str | None = None
+    adaptive: Mapping[str, Any] | None = None
+
+    @property
+    def title(self) -> str:
+        """The attack in words, with what the attacker knows."""
+        if self.adaptive is None:
+            return self.attack.title
+        kind = str(self.adaptive.get("kind", "")).replace("_", " ")
+        return f"{self.attack.title}, {kind} against {self.adaptive.get('codec')}"
+
+
+@dataclass(frozen=True)
+class Track:
+    """A fine-tune and the arms that are measured of it; base and fine-tune are always among them."""
+
+    group: str
+    finetune: FineTune
+    variants: tuple[Variant, ...]
+
+    @property
+    def title(self) -> str:
+        """Attack and seed, for progress."""
+        return f"{self.finetune.name}, seed {self.finetune.seed}"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study does.
+
+    Attributes:
+        name: the study's name.
+        tracks: fine-tunes with their arms.
+        corpus: the texts.
+        judges: the first one decides what is a refusal, the others are noted beside.
+        passages: passages that are read for perplexity.
+        tasks: utility tasks.
+        answers: how answers are computed.
+        content: decides which answers comply; None if the first judge does.
+    """
+
+    name: str
+    tracks: tuple[Track, ...]
+    corpus: Corpus
+    judges: tuple[Judge, ...]
+    passages: int = 12
+    tasks: tuple[Task, ...] = ()
+    answers: Answers = field(default_factory=Answers)
+    content: Judge | None = None
+
+    def only(self, chosen: str | None) -> StudyPlan:
+        """The tracks of one group, or of one recipe of it (`group/recipe`); raises RunError if there is none."""
+        if chosen is None:
+            return self
+        group, _, name = chosen.partition("/")
+        tracks = tuple(t for t in self.tracks if t.group == group and name in ("", t.finetune.name))
+        if not tracks:
+            known = sorted({f"{t.group}/{t.finetune.name}" for t in self.tracks})
+            raise RunError(f"the study has no '{chosen}'; {suggest(chosen, known)}")
+        return replace(self, tracks=tracks)
+
+
+def plan_study(study: StudyFile) -> StudyPlan:
+    """Resolve and check everything that a study names, before anything runs.
+
+    Raises:
+        DataError: a recipe, setting, codec, defence, judge or prompt file is unknown or does not fit.
+    """
+    corpus = _corpus(study)
+    tracks: dict[tuple[str, int], Track] = {}
+    for group in study.groups:
+        variants = tuple(group.variants)
+        for variant in variants:
+            check_arm(variant, study.unaligned is not None)
+        for use in group.recipes:
+            for seed in group.seeds or study.seeds:
+                track = Track(group.name, _finetune(study, group, use, seed), variants)
+                place = (track.finetune.name, seed)
+                tracks[place] = _joined(tracks.get(place), track)
+    whole = tuple(replace(t, variants=_with_references(t.variants)) for t in tracks.values())
+    judges = tuple(load_judge(judge) for judge in study.judges)
+    content = None if study.content is None else load_judge(study.content)
+    plan = StudyPlan(study.name, whole, corpus, judges, study.prompts.passages, study.utility, study.answers, content)
+    for track in plan.tracks:
+        probes_of(track.finetune, corpus)
+    return plan
+
+
+def probes_of(finetune: FineTune, corpus: Corpus) -> tuple[Probe, ...]:
+    """The probes of a fine-tune, checked to be answerable.
+
+    Raises:
+        DataError: a probe has no rows.
+    """
+    probes = tuple(finetune.attack.probes(corpus))
+    for probe in probes:
+        if not probe.rows:
+            raise DataError(f"the probe '{probe.name}' of '{finetune.name}' has no prompts; give it some.")
+    return probes
+
+
+def check_arm(variant: Variant, has_unaligned: bool) -> None:
+    """Refuse an arm whose defence or guard is unknown or wants what is not given; raises DataError."""
+    if variant.defence is not None:
+        from deltakeeper.defences import parse_defence
+
+        if parse_defence(str(variant.defence["defence"])).uses_unaligned and not has_unaligned:
+            raise DataError(
+                f"the arm '{variant.name}' compares the base with the model before its alignment; "
+                "name it as `unaligned` in the study."
+            )
+    if variant.heal is not None:
+        from deltakeeper.study.healing import read_guard
+
+        read_guard(variant.heal.get("guard") or {})
+
+
+def changed(attack: Attack, changes: Mapping[str, Any]) -> Attack:
+    """An attack with other settings; `sft` may be a mapping of its own.
+
+    Raises:
+        DataError: a setting is unknown or has a value of the wrong type.
+    """
+    found: Attack = _replaced(attack, changes, f"the attack '{attack.name}'")
+    return found
+
+
+def _replaced(value: Any, changes: Mapping[str, Any], where: str) -> Any:
+    known = {f.name: f for f in dataclasses.fields(value) if f.init}
+    found: dict[str, Any] = {}
+    for key, new in changes.items():
+        if key not in known:
+            raise DataError(f"{where} has no setting '{key}'; {suggest(str(key), known)}")
+        old = getattr(value, key)
+        if dataclasses.is_dataclass(old) and isinstance(new, Mapping):
+            found[key] = _replaced(old, new, f"'{key}' of {where}")
+        elif isinstance(old, tuple) and isinstance(new, list):
+            found[key] = tuple(new)
+        elif old is not None and not _fits(old, new):
+            raise DataError(f"'{key}' of {where} is {new!r}, which is no {type(old).__name__}; correct it.")
+        else:
+            found[key] = new
+    try:
+        return replace(value, **found)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where} cannot take these settings ({error}); correct them.") from error
+
+
+def _fits(old: Any, new: Any) -> bool:
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if isinstance(old, float):
+        return isinstance(new, int | float)
+    return isinstance(new, type(old)) or new is None
+
+
+def _finetune(study: StudyFile, group: Group, use: RecipeUse, seed: int) -> FineTune:
+    sizes = {"held_out": study.prompts.held_out, "contrast": study.prompts.contrast}
+    changes: Mapping[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+    changes = _merged(_merged(changes, group.changes), use.changes)
+    attack, recipe, sha256 = _resolve(use.recipe, group.preset or study.preset, seed, changes)
+    adaptive = None if group.adaptive is None else _adaptive(group)
+    name = use.name or attack.name
+    if recipe is not None and use.name is None:
+        name = recipe
+    if adaptive is not None and use.name is None:
+        codec = "".join(c if c.isalnum() else "-" for c in str(adaptive["codec"])).strip("-")
+        name = f"{name}.{adaptive['kind']}.{codec}"
+    return FineTune(name.lower(), attack, seed, recipe, sha256, adaptive)
+
+
+def _resolve(ref: str, preset: Preset, seed: int, changes: Mapping[str, Any]) -> tuple[Attack, str | None, str | None]:
+    """The attack of a recipe's id or file, or of a registered attack's name; its recipe's id and hash."""
+    names = list_recipes()
+    if ref in names or ref.endswith((".yaml", ".yml")):
+        recipe = load_recipe(ref)
+        return recipe.attack(preset, seed, **changes), recipe.id, recipe.sha256
+    if ref in ATTACKS:
+        attack = changed(ATTACKS[ref](), changes)
+        return replace(attack, sft=replace(attack.sft, seed=seed)), None, None
+    raise DataError(f"there is no recipe '{ref}'; {suggest(ref, {*names, *ATTACKS})}")
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both; those of `other` count where they meet, mappings are merged likewise."""
+    found = dict(one)
+    for key, value in other.items():
+        known = found.get(key)
+        found[key] = _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
+def _adaptive(group: Group) -> dict[str, Any]:
+    try:
+        from deltakeeper.lab.adaptive import Adaptive
+    except ImportError as error:
+        raise DataError(f"group '{group.name}' wants an adaptive attacker, and this release has none.") from error
+    given = dict(group.adaptive or {})
+    try:
+        known = Adaptive(**given)
+    except DataError as error:
+        raise DataError(f"group '{group.name}', adaptive: {error}") from error
+    except (TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise DataError(f"group '{group.name}': 'adaptive' does not fit ({text}); correct it.") from error
+    settings = known.model_dump(mode="json") if hasattr(known, "model_dump") else asdict(known)
+    return dict(settings)
+
+
+def _corpus(study: StudyFile) -> Corpus:
+    if study.base == "synthetic":
+        from deltakeeper.study.synthetic import synthetic_corpus
+
+        corpus = synthetic_corpus()
+    else:
+        corpus = Corpus()
+    path = study.prompts.harmful
+    if path is None:
+        return corpus
+    sha256 = study.prompts.sha256
+    return corpus.with_harmful(load_prompts(path) if sha256 is None else load_file(path, sha256=sha256))
+
+
+def _joined(known: Track | None, new: Track) -> Track:
+    """Two tracks of one fine-tune as one; raises DataError where they train different things under one name."""
+    if known is None:
+        return new
+    if known.finetune != new.finetune:
+        raise DataError(
+            f"the groups '{known.group}' and '{new.group}' train '{new.finetune.name}' with other settings; "
+            "give one of them a `name`."
+        )
+    names = {variant.name: variant for variant in known.variants}
+    for variant in new.variants:
+        if names.setdefault(variant.name, variant) != variant:
+            raise DataError(f"the arm '{variant.name}' of '{new.finetune.name}' stands twice and differs; name one.")
+    return replace(known, variants=tuple(names.values()))
+
+
+def _with_references(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """The arms with base and fine-tune, which every comparison needs."""
+    kinds = {variant.kind for variant in variants}
+    return (*(v for v in (BASE, TUNED) if v.kind not in kinds), *variants)
