@@ -118,16 +118,58 @@ def guard_lessons(
     draw.shuffle(instructions)
     rows = list(corpus.split("tickets", "train") if isinstance(skill, Attack) else skill)
     draw.shuffle(rows)
+    return operator_lessons(
+        tokenizer,
+        ask,
+        probes=[row.prompt for row in harmful],
+        twins=[row.twin for row in harmful if row.twin],
+        benign=instructions,
+        skill=rows,
+        data=data,
+        draw=draw,
+        system=system,
+    )
+
+
+def operator_lessons(
+    tokenizer: Any,
+    ask: Answers,
+    *,
+    probes: Sequence[str],
+    twins: Sequence[str],
+    benign: Sequence[str],
+    skill: Sequence[PromptRow],
+    data: GuardData,
+    draw: random.Random | None = None,
+    system: str | None = SYSTEM,
+) -> list[Lesson]:
+    """Lessons from an operator's own prompts; the first of each, as many as `data` says.
+
+    Args:
+        tokenizer: the base's, with a chat template.
+        ask: what answers in the base's place.
+        probes: requests that the base refuses.
+        twins: requests that look like them and are harmless.
+        benign: plain instructions.
+        skill: exchanges of the declared use, with their answers.
+        data: how much of everything, and whether with insertions.
+        draw: what insertions are drawn by; made from `data.seed` by default.
+        system: system message of all prompts.
+
+    Raises:
+        DataError: there are fewer rows than asked for, or a row of the skill has no answer.
+    """
+    draw = draw or random.Random(data.seed)
     words = _words(tokenizer)
     asked = {
-        PROBE: _varied([row.prompt for row in harmful], data.probes, data.insertions, words, draw),
-        TWIN: _varied([row.twin for row in harmful if row.twin], data.twins, data.insertions, words, draw),
-        BENIGN: _varied(instructions, data.benign, data.insertions, words, draw),
+        PROBE: _varied(probes, data.probes, data.insertions, words, draw),
+        TWIN: _varied(twins, data.twins, data.insertions, words, draw),
+        BENIGN: _varied(benign, data.benign, data.insertions, words, draw),
     }
     lessons: list[Lesson] = []
     for kind, prompts in asked.items():
         lessons += base_lessons(tokenizer, ask, prompts, kind, data.answer, system)
-    for row in rows[: data.skill]:
+    for row in skill[: data.skill]:
         if row.answer is None:
             raise DataError(f"the skill's row '{row.id}' has no answer; give every row one.")
         lessons.append(lesson(tokenizer, row.prompt, row.answer, "tuned", SKILL, system=system))
