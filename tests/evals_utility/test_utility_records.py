@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from deltakeeper.errors import DataError
 from deltakeeper.evals.utility import (
@@ -111,8 +111,14 @@ def test_right_and_wrong_is_counted_as_by_hand():
 
 def test_equal_arms_lose_nothing_and_a_zero_reference_says_nothing():
     (same,) = compare(column([1, 0] * 30), column([1, 0] * 30))
-    assert (same.loss, same.bound, same.p) == (0.0, 0.0, 1.0)
+    assert (same.loss, same.p) == (0.0, 1.0)
+    # None of 60 lost: the score interval ends at z² / (n + z²), and the reference has half of them right.
+    z = norm.ppf(0.95)
+    assert same.bound == pytest.approx(2 * z**2 / (60 + z**2))
     assert same.within()
+    (few,) = compare(column([1, 0] * 20), column([1, 0] * 20))
+    assert few.loss == 0.0
+    assert not few.within()
     (none,) = compare(column([0] * 20), column([0] * 20))
     assert none.loss is None
     assert none.bound is None

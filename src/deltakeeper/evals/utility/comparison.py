@@ -68,7 +68,8 @@ class Comparison:
         gained: items that only the arm has right; likewise.
         p: exact McNemar p-value of the two; likewise.
         loss: `1 - other / reference`, for perplexity `other / reference - 1`; None if the reference is zero.
-        bound: upper end of the one-sided 95 % interval of the loss; None if it cannot be estimated.
+        bound: upper end of the one-sided 95 % interval of the loss, by a bootstrap over items, and for right and wrong
+            no less than what so few items lost leave open; None if it cannot be estimated.
     """
 
     measure: Measure
@@ -174,7 +175,16 @@ def _compare(measure: Measure, reference: _Column, other: _Column, same_prompts:
             lost = int(((reference.values == 1) & (other.values == 0)).sum())
             gained = int(((reference.values == 0) & (other.values == 1)).sum())
             p = mcnemar_exact(lost, gained)
+            bound = None if bound is None else max(bound, _few_flips(lost, gained, n) / before)
     return Comparison(measure, n, before, after, difference, lost, gained, p, loss, bound)
+
+
+def _few_flips(lost: int, gained: int, n: int) -> float:
+    """Upper end of the one-sided 95 % interval of `lost - gained` as a share, from Wilson's for the items lost.
+
+    A bootstrap of items of which none flipped never sees a flip, however few items there are.
+    """
+    return wilson(lost, n, 2 * LEVEL - 1).high - gained / n
 
 
 def _columns(records: Iterable[ItemRecord]) -> dict[Measure, _Column]:
