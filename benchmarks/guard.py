@@ -70,10 +70,10 @@ ARMS = (
     Arm("1-bit, healed towards the fine-tune alone", ONE_BIT, plain=True),
 )
 CONTROLS = (
-    Arm("guarded whole delta", "dense", guarded=True, settings=WHOLE),
+    Arm("guarded whole delta", "shrink:factor=1.0", guarded=True, settings=WHOLE),
     Arm("guarded half delta", "shrink:factor=0.5", guarded=True, settings=WHOLE),
     Arm("guarded random signs", "random_sign", guarded=True),
-    Arm("full fine-tuning, both teachers", "dense", guarded=True, settings={"rank": 0, "lr": 1e-2}),
+    Arm("full fine-tuning, both teachers", "shrink:factor=1.0", guarded=True, settings={"rank": 0, "lr": 1e-2}),
 )
 LAYOUTS = (
     Arm("guarded 2-bit", "bitdelta:bits=2", guarded=True),

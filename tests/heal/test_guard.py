@@ -1,16 +1,11 @@
 """Guarded healing on a policy with an invented vocabulary: refusals come back, the skill stays."""
 
-import gc
-import hashlib
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from deltakeeper import open_artifact, open_checkpoint, verify
+from deltakeeper import verify
 from deltakeeper.apply import apply_delta
 from deltakeeper.compress import compress
-from deltakeeper.errors import ArtifactError, BaseMismatchError, DataError, DeltakeeperError
 from deltakeeper.heal import GuardSettings, Lesson, guard
 from deltakeeper.lab.sft import train
 from deltakeeper.lab.synthetic import (

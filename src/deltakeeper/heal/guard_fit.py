@@ -164,9 +164,7 @@ def share_out(rows: int, kinds: Sequence[str], shares: Mapping[str, float]) -> d
     if whole <= 0:
         raise DeltakeeperError("no kind of lessons has a share in a step of the guard; give one a share above 0.")
     exact = {kind: rows * part / whole for kind, part in parts.items() if part > 0}
-    found = {kind: max(1, math.floor(n)) for kind, n in exact.items()}
-    for kind in sorted(exact, key=lambda kind: (math.floor(exact[kind]) - exact[kind], kind)):
-        if sum(found.values()) >= rows:
-            break
-        found[kind] += 1
+    found = dict.fromkeys(exact, 1)
+    while sum(found.values()) < rows:
+        found[max(sorted(exact), key=lambda kind: exact[kind] - found[kind])] += 1
     return found
