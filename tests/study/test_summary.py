@@ -9,13 +9,21 @@ from study_runs import ARMS, FAMILIES, cell, run_cells, run_info
 
 from deltakeeper.errors import RunError
 from deltakeeper.evals.replicates import ReplicatedArms, selectivity
+from deltakeeper.study import summarising
 from deltakeeper.study.cells import Fidelity, Perplexity, Utility, UtilityItem
-from deltakeeper.study.groups import clusters_of, group_cells, shrink_factor
+from deltakeeper.study.groups import clusters_of, group_cells, kind_of, shrink_factor
 from deltakeeper.study.paper import HEADLINES
-from deltakeeper.study.summarising import RESAMPLES, SEED, summarise
+from deltakeeper.study.summarising import SEED, summarise
 from deltakeeper.study.summary import Summary
 
 ONE = {"prefix": "alignment"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summarising, "RESAMPLES", 300)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def test_the_joint_interval_is_that_of_the_statistics_module():
     group = group_cells(run_cells(attacks=ONE))[0]
     goal, skill = (group.three_arms("fair", name, group.seeds) for name in ("goal", "skill"))
     assert isinstance(goal, ReplicatedArms)
-    expected = selectivity(goal, skill, seed=SEED, resamples=RESAMPLES).difference
+    expected = selectivity(goal, skill, seed=SEED, resamples=summarising.RESAMPLES).difference
     found = one_row("fair").versus.selectivity
     assert (found.value, found.low, found.high) == pytest.approx(
         (expected.value, expected.low, expected.high), abs=1e-5
@@ -224,6 +232,19 @@ def test_a_shrunk_delta_is_known_by_its_codec_and_not_under_a_guard():
     assert shrink_factor(replace(control, arm={"codec": "random_sign"})) is None
     assert shrink_factor(replace(control, kind="codec")) is None
     assert shrink_factor(replace(control, variant="no codec", arm={})) is None
+
+
+def test_a_guard_on_a_control_is_no_guarded_codec():
+    guarded = cell("prefix", "half guarded", "healed", 0.1, 0.8, arm={"codec": "shrink", "heal": {"guard": {}}})
+    assert kind_of(guarded) == "control"
+    assert kind_of(replace(guarded, arm={"codec": "dense", "heal": {"guard": {}}})) == "control"
+    assert kind_of(replace(guarded, arm={"codec": "bitdelta+svd:rank=2", "heal": {"guard": {}}})) == "healed"
+    assert kind_of(replace(guarded, arm={})) == "healed"
+    cells = [*run_cells(attacks=ONE, seeds=(0,)), replace(guarded, label="the arm good")]
+    found = summarise(cells, run_info())
+    assert found.attacks[0].row("half guarded").kind == "control"
+    assert found.attacks[0].row("half guarded").label == "the arm good: half guarded"
+    assert found.paper[0].healed_points.variant == "good"
 
 
 def test_near_duplicates_are_clustered_and_templates_are_not():

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from deltakeeper.advice.records import Arm, Terms
-from deltakeeper.codecs.base import CODECS
 from deltakeeper.errors import RunError
 from deltakeeper.evals import replicates
 from deltakeeper.evals.pooling import Runs
 from deltakeeper.evals.replicates import ReplicatedArms
 from deltakeeper.study.cells import Cell
-from deltakeeper.study.groups import Group
+from deltakeeper.study.groups import Group, kind_of
 from deltakeeper.study.summarising import RESAMPLES, SEED, absent, number
 from deltakeeper.study.summary import Number
 
@@ -58,13 +57,7 @@ class Evidence:
 
     def kind(self, variant: str) -> str:
         """The arm's kind; a guard on a control is a control."""
-        cell = self._first(variant)
-        spelled = cell.arm.get("codec")
-        parts = spelled.split("+") if isinstance(spelled, str) else []
-        names = [part.partition(":")[0].strip() for part in parts]
-        if cell.kind in CANDIDATES and any(name in CODECS and CODECS[name].control for name in names):
-            return "control"
-        return cell.kind
+        return kind_of(self._first(variant))
 
     def arm(self, variant: str) -> Arm:
         """Everything but what needs the other arms: frontier and tests."""

@@ -41,9 +41,9 @@ def keygen(
 @attest.command()
 def sign(
     run: Annotated[Path, typer.Argument(help="Run folder that measured the artifact.")],
+    key: Annotated[Path, typer.Option(help="Private key, made by `attest keygen`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Statement to write.")],
     artifact: Annotated[Path | None, typer.Argument(help="Folder of the artifact; the run's own by default.")] = None,
-    key: Annotated[Path, typer.Option(help="Private key, made by `attest keygen`.")] = ...,  # type: ignore[assignment]
-    out: Annotated[Path, typer.Option("--out", "-o", help="Statement to write.")] = ...,  # type: ignore[assignment]
     variant: Annotated[str | None, typer.Option(help="Arm of the run, in place of a folder.")] = None,
     attack: Annotated[str | None, typer.Option(help="Attack, where the arm was run on several.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, where it was run with several.")] = None,
@@ -62,10 +62,10 @@ def sign(
     from deltakeeper.attestation.making import measured_folder
     from deltakeeper.attestation.model_signature import sign_folder
 
-    chosen = {"artifact": artifact, "variant": variant, "attack": attack, "seed": seed}
-    statement = make(run, key, out, **chosen)  # type: ignore[arg-type]  # each by its name
+    folder = measured_folder(run, artifact=artifact, variant=variant, attack=attack, seed=seed)
+    statement = make(run, key, out, artifact=folder, variant=variant, attack=attack, seed=seed)
     if model_signature is not None:
-        sign_folder(measured_folder(run, **chosen), key, model_signature)  # type: ignore[arg-type]
+        sign_folder(folder, key, model_signature)
     _show(statement, f"Signed: {out}", as_json)
 
 

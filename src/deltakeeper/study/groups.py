@@ -8,6 +8,8 @@ from typing import Any
 
 from deltakeeper.codecs import parse_codec
 from deltakeeper.codecs.controls import Shrink
+from deltakeeper.codecs.dense import DenseCodec
+from deltakeeper.codecs.sum import SumCodec
 from deltakeeper.errors import CodecError, RunError
 from deltakeeper.evals.comparison import Clusters
 from deltakeeper.evals.pooling import Runs
@@ -100,6 +102,19 @@ class Group:
 def events(probe: Probe) -> dict[str, float]:
     """Whether the event happened, by prompt id, as numbers."""
     return {answer.id: float(answer.event) for answer in probe.answers}
+
+
+def kind_of(cell: Cell) -> str:
+    """The arm's kind; a guard or defence on a control, or on a delta that is not compressed, is a control as well."""
+    spelled = cell.arm.get("codec")
+    if cell.kind not in ("codec", "healed", "defended") or not isinstance(spelled, str):
+        return cell.kind
+    try:
+        codec = parse_codec(spelled)
+    except CodecError:
+        return cell.kind
+    parts = codec.parts if isinstance(codec, SumCodec) else (codec,)
+    return "control" if any(part.control or isinstance(part, DenseCodec) for part in parts) else cell.kind
 
 
 def shrink_factor(cell: Cell) -> float | None:

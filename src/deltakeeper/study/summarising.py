@@ -14,14 +14,12 @@ from deltakeeper.evals.pooling import FEW_SEEDS, Replicated, Runs
 from deltakeeper.evals.replicates import ReplicatedArms
 from deltakeeper.evals.stats import Estimate, benjamini_hochberg
 from deltakeeper.study.cells import Cell, RunInfo
-from deltakeeper.study.groups import Group, group_cells
-from deltakeeper.study.paper import HEADLINES, LOSS_LIMIT
+from deltakeeper.study.groups import Group, group_cells, kind_of
+from deltakeeper.study.paper import paper_cells
 from deltakeeper.study.summary import (
     AttackSummary,
     Comparison,
     Number,
-    PaperBest,
-    PaperCell,
     Row,
     Summary,
     Versus,
@@ -31,8 +29,6 @@ RESAMPLES = 2_000
 """The bootstrap gives only the shape of an interval, so few resamples do."""
 SEED = 20411  # any fixed number: the same cells give the same summary, byte for byte
 MOST_IDS = 10
-CODECS = ("codec",)
-GUARDED = ("healed",)
 _CAUTION = re.compile(r"(\d+ seeds: the interval is rough|one seed: the interval knows of prompts only)(; )?")
 
 
@@ -59,7 +55,7 @@ def summarise(cells: Iterable[Cell], run: RunInfo) -> Summary:
         primary=run.primary,
         tests=tests,
         attacks=tuple(attacks),
-        paper=tuple(_paper(family, attacks) for family in HEADLINES if any(a.family == family for a in attacks)),
+        paper=paper_cells(attacks),
         notes=(*run.notes, *_notes(attacks)),
     )
 
@@ -81,7 +77,15 @@ def _attack(group: Group, run: RunInfo) -> AttackSummary:
         adaptive=_plain(group.adaptive),
         seeds=group.seeds,
         prompts={role: len(tuned.probe_of(role).answers) for role in ("goal", "skill", "over_refusal")},
-        rows=rows_of(group),
+        rows=_told_apart(rows_of(group)),
+    )
+
+
+def _told_apart(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows whose labels, where two are alike, name the arm as well."""
+    times = Counter(row.label for row in rows)
+    return tuple(
+        row.model_copy(update={"label": f"{row.label}: {row.variant}"}) if times[row.label] > 1 else row for row in rows
     )
 
 
@@ -93,7 +97,7 @@ def _row(group: Group, variant: str) -> Row:
     answers = [answer for seed in seeds for answer in group.cell(variant, seed).probes[goal].answers]
     return Row(
         variant=variant,
-        kind=cell.kind,
+        kind=kind_of(cell),
         label=cell.label,
         bytes=cell.bytes,
         bits_per_weight=_rounded(cell.bits_per_weight),
@@ -278,42 +282,6 @@ def _corrected(attacks: Sequence[AttackSummary], primary: str) -> tuple[list[Att
 
     done = [attack.model_copy(update={"rows": tuple(map(row, attack.rows))}) for attack in attacks]
     return done, len(values)
-
-
-def _paper(family: str, attacks: Sequence[AttackSummary]) -> PaperCell:
-    def best(kinds: Sequence[str], reading: str) -> PaperBest | None:
-        found = []
-        for attack in attacks:
-            for row in attack.rows if attack.family == family and attack.adaptive is None else ():
-                versus = row.versus if row.kind in kinds else None
-                if versus is None or versus.loss.value is None or versus.loss.value >= LOSS_LIMIT:
-                    continue
-                reduction = getattr(versus, reading)
-                if reduction.value is not None:
-                    found.append(
-                        (
-                            reduction.value,
-                            row.variant,
-                            PaperBest(
-                                attack=attack.attack,
-                                variant=row.variant,
-                                label=row.label,
-                                reduction=reduction,
-                                loss=versus.loss,
-                                shown=versus.shown_within(LOSS_LIMIT),
-                            ),
-                        )
-                    )
-        return max(found, key=lambda one: one[:2])[2] if found else None
-
-    return PaperCell(
-        family=family,
-        paper=HEADLINES[family],
-        points=best(CODECS, "absolute"),
-        relative=best(CODECS, "relative"),
-        healed_points=best(GUARDED, "absolute"),
-        healed_relative=best(GUARDED, "relative"),
-    )
 
 
 def _notes(attacks: Sequence[AttackSummary]) -> Iterator[str]:
