@@ -16,9 +16,10 @@ from deltakeeper.errors import DataError, RunError
 from deltakeeper.evals.perplexity import passage_nll
 from deltakeeper.evals.utility import ModelScorer, ask, compare, parse_task, prepared, run_tasks, summarise
 from deltakeeper.evals.utility import harness as harness_module
+from deltakeeper.evals.utility import prepare as prepare_module
 from deltakeeper.evals.utility.passages import passage_records, windows
 from deltakeeper.evals.utility.run import FEWSHOT_SEED, _values
-from deltakeeper.evals.utility.tasks import TaskSource
+from deltakeeper.evals.utility.tasks import TaskSource, read_source, write_tasks
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NAMES = ("gsm8k", "mmlu", "piqa", "truthfulqa", "text")
@@ -290,9 +291,7 @@ def test_nothing_is_left_behind(folder, tokenizer, monkeypatch, tmp_path):
 
 def test_tasks_that_the_library_does_not_have_are_refused(folder):
     with pytest.raises(DataError, match="the tasks nowhere cannot be loaded"):
-        from deltakeeper.evals.utility.prepare import _load
-
-        _load(["nowhere"], folder, defaults=False)
+        prepare_module._load(["nowhere"], folder, defaults=False)
 
 
 def test_without_the_library_a_sentence_says_what_to_install(folder, monkeypatch):
@@ -323,3 +322,22 @@ def test_slices_of_the_published_files_build_and_score(tokenizer, model):
             "text": 489,
         }
     assert {s.measure.task: s.n for s in summarise(records)} == dict.fromkeys((f.task for f in tasks.facts), 2)
+
+
+def test_tasks_that_are_not_from_files_are_sampled_by_number(folder, tokenizer, monkeypatch, tmp_path):
+    """A task by name alone; the library finds it in a folder here, where it would look among its own."""
+    source = TaskSource("piqa", folder / "piqa")
+    site = Path(harness_module.load_harness(offline=True).__file__).parent
+    write_tasks(source, read_source(source), tmp_path, site)
+    load = prepare_module._load
+    monkeypatch.setattr(
+        prepare_module, "_load", lambda names, _, defaults: load(names, tmp_path, defaults=not defaults)
+    )
+    whole = run_tasks(RuleScorer("a", tokenizer), [source])
+    with prepared([TaskSource("piqa_local")], samples=2, seed=1, shots=3) as tasks:
+        (facts,) = tasks.facts
+        some = ask(tasks, RuleScorer("a", tokenizer))
+    assert (facts.task, facts.shots, facts.items, facts.of, facts.sources) == ("piqa_local", 0, 2, 3, {})
+    numbers = {record.doc_id for record in some}
+    assert len(numbers) == 2
+    assert some == [record for record in whole if record.doc_id in numbers]
