@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 
 from deltakeeper import compress
-from deltakeeper.demo import prepare_aligned_base
 from deltakeeper.evals.utility import ItemRecord, ask, compare, prepared, summarise
 from deltakeeper.evals.utility.tasks import TaskSource
 from deltakeeper.live_base import LiveBase, open_base
+from deltakeeper.study.bases import prepare_aligned_base
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.scorer import scoring
 
