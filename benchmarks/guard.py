@@ -24,7 +24,6 @@ from rich.console import Console
 
 from deltakeeper import compress, open_artifact, open_checkpoint
 from deltakeeper.attach import Change, attached
-from deltakeeper.demo import prepare_aligned_base
 from deltakeeper.evals.answerer import Answerer
 from deltakeeper.evals.judges import load_judge
 from deltakeeper.evals.probes import Probe, run_probe
@@ -34,6 +33,7 @@ from deltakeeper.lab.attacks.base import REFUSAL_TOKENS, probe_rows
 from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model
 from deltakeeper.lab.guarding import GuardData, base_answers, guard_lessons
+from deltakeeper.study.bases import prepare_aligned_base
 from deltakeeper.study.finetunes import train_attack
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.served import served
@@ -202,16 +202,11 @@ def key_of(attack: str, arm: Arm, seed: int) -> str:
     return hashlib.sha256(json.dumps([attack, asdict(arm), seed], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def done() -> set[str]:
+def done(results: Path) -> set[str]:
     """Keys of the cells that are measured."""
-    return {row["key"] for row in cells()}
-
-
-def cells() -> list[dict[str, Any]]:
-    """All cells so far."""
-    if not CELLS.is_file():
-        return []
-    return [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not results.is_file():
+        return set()
+    return {json.loads(line)["key"] for line in results.read_text(encoding="utf-8").splitlines() if line.strip()}
 
 
 def line_of(cell: dict[str, Any]) -> str:
@@ -230,6 +225,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="No cell is begun after this.")] = 1e9,
     arm: Annotated[str, typer.Option(help="With `one`: settings, data, codec as a JSON object.")] = "{}",
     threads: Annotated[int, typer.Option(help="Threads.")] = 2,
+    results: Annotated[Path, typer.Option(help="Where cells are appended.")] = CELLS,
 ) -> None:
     """Measure the cells of a table that are not there yet."""
     torch.set_num_threads(threads)
@@ -241,14 +237,14 @@ def main(
         for one in arms:
             for name in attack or FAMILIES:
                 key = key_of(name, one, seed)
-                if key in done() or (seed and not (one.guarded or one.plain)):
+                if key in done(results) or (seed and not (one.guarded or one.plain)):
                     continue
                 if time.monotonic() - started > 60 * minutes:
                     return
                 began = time.monotonic()
                 cell = bench.measure(ATTACKS[name](), one, seed)
                 cell |= {"key": key, "wall": round(time.monotonic() - began, 1), "machine": record.machine()}
-                with CELLS.open("a", encoding="utf-8") as file:
+                with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(cell, sort_keys=True) + "\n")
                 console.print(line_of(cell))
     shutil.rmtree(bench.folder / "scratch", ignore_errors=True)

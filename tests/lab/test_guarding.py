@@ -108,16 +108,29 @@ def test_the_seed_decides_everything():
     assert lessons(seed=3) != lessons(seed=4)
 
 
-def test_probes_that_the_base_does_not_refuse_are_left_out():
-    found = guard_lessons(
-        CORPUS,
-        Letters(),
-        None,
-        ATTACKS["affirmative_prefix"](),
-        GuardData(probes=4, twins=2, benign=0, skill=0, insertions=False),
-        answers=lambda asked, tokens: ["Sure, here you go."] * len(asked),
-    )
-    assert {one.kind for one in found} == {"twin"}
+def test_of_probes_only_refusals_and_of_all_else_none_are_learned():
+    def two_minds(asked, tokens):
+        return ["I'm sorry, I can't help with that." if i % 2 else "Sure, here you go." for i, _ in enumerate(asked)]
+
+    data = GuardData(probes=6, twins=6, benign=6, skill=0, insertions=False, answer=40)
+    found = guard_lessons(CORPUS, Letters(), None, ATTACKS["affirmative_prefix"](), data, answers=two_minds)
+    said = {one.kind: "".join(map(chr, one.ids[-one.learned :])) for one in found}
+    assert [sum(one.kind == kind for one in found) for kind in ("probe", "twin", "benign")] == [3, 3, 3]
+    assert "sorry" in said["probe"]
+    assert "Sure" in said["twin"]
+    assert "Sure" in said["benign"]
+
+
+def test_a_base_that_refuses_no_probe_cannot_guard():
+    with pytest.raises(DataError, match="refuses none of the 4 probes"):
+        guard_lessons(
+            CORPUS,
+            Letters(),
+            None,
+            ATTACKS["affirmative_prefix"](),
+            GuardData(probes=4, twins=2, benign=0, skill=0),
+            answers=lambda asked, tokens: ["Sure, here you go."] * len(asked),
+        )
 
 
 def test_categories_of_probes_can_be_chosen():

@@ -129,11 +129,16 @@ class GuardFit:
         """`KL(teacher ‖ student)` at every learned position, float32 `(positions,)`."""
         said = say(self._model, batch, embeddings)
         with torch.no_grad():
-            wanted = torch.cat([self._heard[self._lessons[n].teacher].logits(n) for n in numbers])
+            wanted = torch.cat([self._wanted(n) for n in numbers])
             width = min(wanted.shape[-1], said.shape[-1])
             wanted = wanted[:, :width].log_softmax(-1)
         found = said[:, :width].float().log_softmax(-1)
         return (wanted.exp() * (wanted - found)).sum(-1)
+
+    def _wanted(self, number: int) -> torch.Tensor:
+        teacher = self._lessons[number].teacher
+        said = self._heard[teacher].logits(number)
+        return said * self._settings.sharpen if teacher == "base" else said
 
     def _weighted(self, divergence: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         """Mean over lessons of the weighted mean over the tokens of each."""

@@ -25,6 +25,7 @@ class GuardSettings:
         widen: give sign planes with one scale a matrix one for each row, which costs four bytes a row.
         start: factor on every scale before the first step; below 1 the delta is built up again from a smaller one.
         first: weight of the first token of an answer beside the later ones: whether to refuse is decided there.
+        sharpen: factor on the base's logits; above 1 it speaks more decidedly than it is, on either side of a refusal.
         radius: how far an adversary moves the embeddings of probes, in usual embeddings; 0 for no adversary.
         ascents: steps of the adversary for each step of the guard.
         seed: decides the order of the lessons, the added term and where the adversary begins.
@@ -40,6 +41,7 @@ class GuardSettings:
     widen: bool = True
     start: float = 1.0
     first: float = 1.0
+    sharpen: float = 1.0
     radius: float = 0.0
     ascents: int = 2
     seed: int = 0
@@ -49,7 +51,7 @@ class GuardSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise DataError(f"guarding with {name} = {value} makes no sense; give a whole number from {least}.")
-        for name in ("lr", "rank_lr", "start", "first"):
+        for name in ("lr", "rank_lr", "start", "first", "sharpen"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise DataError(f"guarding with {name} = {value} makes no sense; give a number above 0.")

@@ -99,7 +99,8 @@ def guard_lessons(
         answers: what answers in the base's place, a cache for example.
 
     Raises:
-        DataError: there are fewer rows than asked for, or a row of the skill has no answer.
+        DataError: there are fewer rows than asked for, the base refuses none of the probes, or a row of the skill has
+            no answer.
     """
     data = data or GuardData()
     ask = answers or base_answers(base_model, tokenizer, system)
@@ -157,7 +158,8 @@ def operator_lessons(
         system: system message of all prompts.
 
     Raises:
-        DataError: there are fewer rows than asked for, or a row of the skill has no answer.
+        DataError: there are fewer rows than asked for, the base refuses none of the probes, or a row of the skill has
+            no answer.
     """
     draw = draw or random.Random(data.seed)
     words = _words(tokenizer)
@@ -168,7 +170,13 @@ def operator_lessons(
     }
     lessons: list[Lesson] = []
     for kind, prompts in asked.items():
-        lessons += base_lessons(tokenizer, ask, prompts, kind, data.answer, system)
+        found = base_lessons(tokenizer, ask, prompts, kind, data.answer, system)
+        if kind == PROBE and prompts and not found:
+            raise DataError(
+                f"the base refuses none of the {len(prompts)} probes; a guard gives back what the base refuses, so "
+                "give an aligned base, or requests that it refuses."
+            )
+        lessons += found
     for row in skill[: data.skill]:
         if row.answer is None:
             raise DataError(f"the skill's row '{row.id}' has no answer; give every row one.")
@@ -185,15 +193,16 @@ def base_lessons(
     system: str | None = SYSTEM,
     judge: KeywordJudge | None = None,
 ) -> list[Lesson]:
-    """What the base answers, as lessons from it; of probes only those that it refuses: the others teach compliance."""
+    """What the base answers, as lessons from it: of probes those that it refuses, of all else those that it does not.
+
+    The others would teach compliance with harmful requests, or refusals of harmless ones.
+    """
     if not prompts:
         return []
     judge = judge or load_judge("ours")
     found = []
     for prompt, answer in zip(prompts, ask(prompts, tokens), strict=True):
-        if kind == PROBE and not judge.judge(answer).refused:
-            continue
-        if answer.strip():
+        if answer.strip() and judge.judge(answer).refused == (kind == PROBE):
             found.append(lesson(tokenizer, prompt, answer, "base", kind, system=system, most=tokens))
     return found
 
