@@ -154,6 +154,32 @@ def answer_loss(model: Any, rows: Sequence[Tokens], pad: int) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
+class Steps:
+    """How the steps of a fine-tune are taken; a subclass changes what is differentiated, or where weights may go.
+
+    Attributes:
+        identity: tells runs apart whose steps differ, so that neither goes on from the other's state.
+    """
+
+    def __init__(self, identity: str = "") -> None:
+        self.identity = identity
+
+    def gradients(self, model: Any, rows: Sequence[Tokens], pad: int, step: int) -> torch.Tensor:
+        """Add the gradients of a batch to the weights and give its loss, a finite number unless the run has failed."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = answer_loss(model, rows, pad)
+        if torch.isfinite(loss):
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def settle(self, step: int, total: int) -> None:
+        """What becomes of the weights after the update of step `step` (from 0) out of `total`."""
+
+    def resumable(self, step: int) -> bool:
+        """Whether a run can go on after `step` steps from weights and moments alone."""
+        return True
+
+
 def train(
     model: Any,
     rows: Sequence[Tokens],
@@ -162,28 +188,32 @@ def train(
     pad: int,
     state: Path | None = None,
     progress: Progress | None = None,
+    steps: Steps | None = None,
 ) -> TrainingLog:
     """Fine-tune `model` in place (float32 weights) on encoded examples.
 
     Args:
         state: folder for the state of an interrupted run; it is resumed if present and removed at the end.
         progress: called after every step.
+        steps: how steps are taken, plainly by default.
 
     Raises:
         RunError: there is nothing to train on, a loss is not finite, or `state` belongs to another run.
     """
     if not rows:
         raise RunError("there are no training examples; give at least one.")
+    steps = steps or Steps()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     per_epoch = sum(1 for _ in batches(rows, config.batch, config.seed, 0))
     total = per_epoch * config.epochs
-    identity = json.dumps([asdict(config), hash_rows(rows)], sort_keys=True)
+    told = [asdict(config), hash_rows(rows), *([steps.identity] if steps.identity else [])]
+    identity = json.dumps(told, sort_keys=True)
     done, losses, tokens = restore_state(state, identity, weights, optimiser) if state else (0, [], 0)
     torch.manual_seed(config.seed)
     model.train()
     started = saved = time.monotonic()
-    seen_before, step = tokens, 0
+    seen_before, step, whole = tokens, 0, True
     try:
         for epoch in range(config.epochs):
             for batch in batches(rows, config.batch, config.seed, epoch):
@@ -192,25 +222,26 @@ def train(
                     continue
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(config, step, total)
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    loss = answer_loss(model, batch, pad)
+                loss = steps.gradients(model, batch, pad, step)
                 if not torch.isfinite(loss):
                     raise RunError(f"the loss is not finite at step {step}; lower the learning rate ({config.lr}).")
-                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                whole = False
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
+                steps.settle(step, total)
                 step += 1
                 losses.append(loss.item())
                 tokens += sum(len(r.ids) for r in batch)
+                whole = True
                 now = time.monotonic()
                 if progress:
                     progress(step, total, losses[-1], (tokens - seen_before) / (now - started))
-                if state and now - saved > config.save_every and step < total:
+                if state and now - saved > config.save_every and step < total and steps.resumable(step):
                     save_state(state, identity, step, losses, tokens, weights, optimiser)
                     saved = now
     except KeyboardInterrupt:
-        if state and step > done:
+        if state and step > done and whole and steps.resumable(step):  # not in the middle of an update
             save_state(state, identity, step, losses, tokens, weights, optimiser)
         raise
     model.eval()
