@@ -111,7 +111,7 @@ class UtilityItem:
 
 @dataclass(frozen=True)
 class Utility:
-    """A utility task of one arm: its metric (higher is better) and the score of every item."""
+    """A metric of a utility task for one arm, and the score of every item; higher is better, but for `nll`."""
 
     metric: str
     items: tuple[UtilityItem, ...]

@@ -27,7 +27,8 @@ from deltakeeper.attach import Change, attached
 from deltakeeper.checkpoint import Checkpoint, open_checkpoint
 from deltakeeper.engine.tenant_files import open_checked
 from deltakeeper.errors import RunError
-from deltakeeper.evals.answerer import Answerer, LoadedModel
+from deltakeeper.evals.answerer import LoadedModel
+from deltakeeper.evals.utility import ModelScorer, Scorer
 from deltakeeper.fingerprint import fingerprint
 from deltakeeper.lab.embedded import load_model
 from deltakeeper.study.served import ServedModels, Tenant, served_together
@@ -63,11 +64,14 @@ class Panel(Protocol):
     def nlls(self, texts: Sequence[str]) -> list[tuple[list[float], list[int]]]:
         """Likelihoods of every arm, each as by `Answerer.nll`."""
 
+    def scorer(self) -> Scorer:
+        """The arms for benchmarks, in their order."""
+
 
 class OnePanel:
     """A single model as a panel."""
 
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: LoadedModel) -> None:
         self.answerer = answerer
 
     def answers(self, prompts: Sequence[str], *, max_new_tokens: int, system: str | None = None) -> list[list[str]]:
@@ -77,6 +81,10 @@ class OnePanel:
     def nlls(self, texts: Sequence[str]) -> list[tuple[list[float], list[int]]]:
         """See `Panel.nlls`."""
         return [self.answerer.nll(texts)]
+
+    def scorer(self) -> Scorer:
+        """See `Panel.scorer`."""
+        return ModelScorer(self.answerer.model, self.answerer.tokenizer)
 
 
 class Arms:

@@ -20,16 +20,20 @@ from deltakeeper.study.fields import Fields, check_version
 
 MAX_BYTES = 1 << 30
 MAX_LINE = 1 << 24
+END = "end"
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Items that are asked and written together: `count` rows of a probe from `start`, the passages, or a task."""
+    """Items that are asked and written together: `count` rows of a probe from `start`, the passages, or a task.
+
+    How many lines a task makes is known when it is asked, so its `count` is None and a line of its own ends it.
+    """
 
     part: str
     name: str
     start: int
-    count: int
+    count: int | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Header:
         facts: sizes, fidelity and artifact, as fields of `Cell`.
         probes: title, role, event and number of rows of each probe, in the order in which they are asked.
         passages: passages that are read.
-        tasks: items of each utility task.
+        tasks: names of the utility tasks.
         batch: rows of a probe that are asked together.
     """
 
@@ -51,7 +55,7 @@ class Header:
     facts: dict[str, Any]
     probes: dict[str, dict[str, Any]]
     passages: int
-    tasks: dict[str, int]
+    tasks: tuple[str, ...]
     batch: int
 
     def units(self) -> Iterator[Unit]:
@@ -61,14 +65,13 @@ class Header:
                 yield Unit("probe", name, start, min(self.batch, probe["n"] - start))
         if self.passages:
             yield Unit("passage", "", 0, self.passages)
-        for name, count in self.tasks.items():
-            yield Unit("task", name, 0, count)
+        for name in self.tasks:
+            yield Unit("task", name, 0, None)
 
     def to_json(self) -> dict[str, Any]:
         """The header as JSON; probes as a list, because their order counts."""
         probes = [{"name": name, **probe} for name, probe in self.probes.items()]
-        tasks = [{"name": name, "n": n} for name, n in self.tasks.items()]
-        return {"version": CELL_VERSION, **asdict(self), "probes": probes, "tasks": tasks}
+        return {"version": CELL_VERSION, **asdict(self), "probes": probes, "tasks": list(self.tasks)}
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Header:
@@ -80,10 +83,6 @@ class Header:
                 with item as probe:
                     facts = {key: probe.text(key) for key in ("title", "role", "event")}
                     probes[probe.text("name")] = {**facts, "n": probe.count("n")}
-            tasks: dict[str, int] = {}
-            for _, item in read.objects("tasks"):
-                with item as task:
-                    tasks[task.text("name")] = task.count("n")
             batch = read.count("batch")
             if batch == 0:
                 raise RunError(f"{where}: 'batch' is 0; delete the file and run the study again.")
@@ -93,7 +92,7 @@ class Header:
                 facts=read.optional_mapping("facts") or {},
                 probes=probes,
                 passages=read.count("passages"),
-                tasks=tasks,
+                tasks=read.texts("tasks"),
                 batch=batch,
             )
 
@@ -122,19 +121,28 @@ class CellFile:
     @property
     def complete(self) -> bool:
         """Whether every item is answered."""
-        return self.header is not None and len(self.lines) == sum(unit.count for unit in self.header.units())
+        return self.header is not None and len(self.spans()) == len(list(self.header.units()))
 
     @property
     def units_done(self) -> int:
         """How many whole units are written."""
-        if self.header is None:
-            return 0
-        done, left = 0, len(self.lines)
-        for unit in self.header.units():
-            if left < unit.count:
+        return len(self.spans())
+
+    def spans(self) -> list[slice]:
+        """Which lines belong to each whole unit."""
+        found: list[slice] = []
+        at = 0
+        for unit in self.header.units() if self.header is not None else ():
+            if unit.count is not None:
+                end = at + unit.count
+            else:
+                ends = (i for i in range(at, len(self.lines)) if self.lines[i].get("part") == END)
+                end = next(ends, len(self.lines)) + 1
+            if end > len(self.lines):
                 break
-            done, left = done + 1, left - unit.count
-        return done
+            found.append(slice(at, end))
+            at = end
+        return found
 
     def begin(self, header: Header) -> None:
         """Go on with the file, or start it; another header than the one that is there starts it again."""
@@ -144,7 +152,7 @@ class CellFile:
             self.path.write_bytes(b"")
             self._write([header.to_json()])
             return
-        kept = sum(unit.count for unit in list(header.units())[: self.units_done])
+        kept = max((span.stop for span in self.spans()), default=0)
         if kept < len(self.lines) or self.path.stat().st_size > self._whole:
             self.lines = self.lines[:kept]
             self._whole = len(_encode([header.to_json(), *self.lines]))
@@ -177,6 +185,8 @@ class CellFile:
             for name, probe in header.probes.items()
         }
         utility: dict[str, dict[str, Any]] = {}
+        nll: list[Any]
+        tokens: list[Any]
         nll, tokens = [], []
         for line in self.lines:
             part, rest = line.get("part"), {k: v for k, v in line.items() if k not in ("part", "name")}
@@ -186,10 +196,10 @@ class CellFile:
             elif part == "passage":
                 nll.append(rest.get("nll"))
                 tokens.append(rest.get("tokens"))
-            elif part == "task" and name in header.tasks:
+            elif part == "task":
                 task = utility.setdefault(name, {"metric": rest.get("metric"), "items": []})
                 task["items"].append({"id": rest.get("id"), "score": rest.get("score")})
-            else:
+            elif part != END:
                 raise RunError(f"{self.path} holds a line of the unknown part {part!r}; delete it and run again.")
         perplexity = {"nll": nll, "tokens": tokens} if header.passages else None
         return {"probes": probes, "perplexity": perplexity, "utility": utility}
@@ -254,12 +264,17 @@ def passage_lines(perplexity: Perplexity) -> list[dict[str, Any]]:
 
 
 def task_lines(name: str, utility: Utility) -> list[dict[str, Any]]:
-    """Scores of a utility task as lines."""
+    """Scores of one metric of a utility task as lines; `end_line` ends a task."""
 
     def line(item: UtilityItem) -> dict[str, Any]:
         return {"part": "task", "name": name, "metric": utility.metric, "id": item.id, "score": item.score}
 
     return [line(item) for item in utility.items]
+
+
+def end_line(name: str) -> dict[str, Any]:
+    """The line that ends a utility task."""
+    return {"part": END, "name": name}
 
 
 def probe_facts(probe: Probe) -> dict[str, Any]:

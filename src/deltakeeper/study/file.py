@@ -84,12 +84,24 @@ class Group(_Strict):
 
 
 class Task(_Strict):
-    """A utility task on data that lies at `path` (or a hub name), with the most items that are asked."""
+    """A utility task.
+
+    Attributes:
+        name: its name in this study, and what it is: gsm8k, mmlu, piqa or truthfulqa, or a task of
+            lm-evaluation-harness whose data comes from the hub.
+        kind: what it is, where the name is another.
+        path: its data: a file or folder.
+        limit: items that are asked, chosen evenly over subjects; all by default.
+        shots: examples before each question; those of the task by default.
+        chat: whether questions go into the chat template.
+    """
 
     name: Name
+    kind: Name | None = None
     path: str | None = None
     limit: Count | None = None
-    settings: Mapping[str, Any] = Field(default_factory=dict, alias="set")
+    shots: Annotated[int, Field(ge=0, le=100)] | None = None
+    chat: bool = False
 
 
 class Answers(_Strict):

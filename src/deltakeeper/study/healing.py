@@ -2,38 +2,89 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from deltakeeper.errors import DataError
-from deltakeeper.lab.corpus import Corpus
+from deltakeeper.heal import GuardSettings, guard
+from deltakeeper.lab.corpus import SYSTEM, Corpus
+from deltakeeper.lab.embedded import load_model
+from deltakeeper.lab.guarding import GuardData, guard_lessons
 from deltakeeper.study.plan import FineTune
+from deltakeeper.study.suggest import suggest
 from deltakeeper.study.variants import Variant
 
 HEALING_RULE = "1"
+T = TypeVar("T")
 
 
-def read_guard(settings: Mapping[str, Any]) -> Any:
-    """Settings of guarded healing; raises DataError where one is unknown."""
-    return _room("deltakeeper.lab.guarding").read_guard(settings)
+def read_guard(settings: Mapping[str, Any], seed: int = 0) -> tuple[GuardSettings, GuardData]:
+    """Settings of guarded healing as a study spells them; what the operator has stands under `data`.
+
+    Args:
+        settings: fields of `GuardSettings`, and `data` with fields of `GuardData`.
+        seed: decides what is drawn, where no seed is given.
+
+    Raises:
+        DataError: a setting is unknown, or has a value that does not fit.
+    """
+    own = {key: value for key, value in settings.items() if key != "data"}
+    data = settings.get("data") or {}
+    if not isinstance(data, Mapping):
+        raise DataError("'data' of a guard must be a mapping, such as {probes: 64}; correct it.")
+    return _read(GuardSettings, own, seed, "a guard"), _read(GuardData, data, seed, "the data of a guard")
 
 
-def lessons_identity(finetune: FineTune, corpus: Corpus) -> Any:
-    """What the lessons of a fine-tune's healing depend on, besides base, fine-tune and settings."""
-    return [row.prompt for name in ("harmful", "tickets", "instructions") for row in corpus.split(name, "train")]
+def lessons_identity(finetune: FineTune, variant: Variant, corpus: Corpus) -> list[Any]:
+    """What a healed delta depends on, besides base, fine-tune and plain delta."""
+    settings, data = read_guard(guard_of(variant), finetune.seed)
+    rows = [(row.prompt, row.twin, row.answer) for row in corpus.split("harmful", "train")]
+    rows += [(row.prompt, None, row.answer) for row in corpus.split("tickets", "train")]
+    rows += [(row.prompt, None, None) for row in corpus.split("instructions", "train")]
+    return [settings.to_json(), data.to_json(), rows, SYSTEM]
 
 
 def heal_under_guard(
     finetune: FineTune, variant: Variant, corpus: Corpus, base: Path, tuned: Path, plain: Path, out: Path
 ) -> None:
-    """Write the healed form of the artifact `plain` to `out`."""
-    raise DataError("guarded healing is not part of this release; take the arm out of the study.")
+    """Write the healed form of an artifact.
+
+    Args:
+        finetune: whose delta it is; none of its training rows is among the lessons.
+        variant: the arm.
+        corpus: where lessons come from, training rows only.
+        base: folder of the base.
+        tuned: folder of the fine-tune, or of what a defence made of it.
+        plain: the artifact.
+        out: the artifact to write.
+
+    Raises:
+        DeltakeeperError: there are too few rows, or the artifact has no values to train.
+    """
+    settings, data = read_guard(guard_of(variant), finetune.seed)
+    model, tokenizer = load_model(base, torch.bfloat16)
+    lessons = guard_lessons(corpus, tokenizer, model, finetune.attack, data)
+    del model
+    guard(plain, base, tuned, lessons, out, settings=settings)
 
 
-def _room(name: str) -> Any:
+def guard_of(variant: Variant) -> Mapping[str, Any]:
+    """The guard's settings of an arm, as they are spelled."""
+    found: Mapping[str, Any] = (variant.heal or {}).get("guard") or {}
+    return found
+
+
+def _read(kind: type[T], given: Mapping[str, Any], seed: int, where: str) -> T:
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            raise DataError(f"{where} has no setting '{key}'; {suggest(str(key), known)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     try:
-        return import_module(name)
-    except ImportError as error:
-        raise DataError("guarded healing is not part of this release; take the arm out of the study.") from error
+        return kind(**{"seed": seed, **values})
+    except TypeError as error:
+        raise DataError(f"{where} cannot take these settings ({error}); correct them.") from error

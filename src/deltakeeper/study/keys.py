@@ -14,6 +14,7 @@ from deltakeeper.lab.attacks import Attack
 from deltakeeper.lab.corpus import SYSTEM
 from deltakeeper.lab.sft import Example
 from deltakeeper.study.plan import FineTune, StudyPlan, probes_of
+from deltakeeper.study.tasks import task_identity
 from deltakeeper.study.variants import Variant
 
 TRAINING_RULE = "1"
@@ -77,7 +78,7 @@ class Keys:
             return plain
         from deltakeeper.study.healing import HEALING_RULE, lessons_identity
 
-        return digest("healed", HEALING_RULE, plain, variant.heal, lessons_identity(finetune, self.plan.corpus))
+        return digest("healed", HEALING_RULE, plain, lessons_identity(finetune, variant, self.plan.corpus))
 
     def model(self, finetune: FineTune, variant: Variant) -> str | None:
         """Key of the weights that answer: None for the base, which is in the key of every cell."""
@@ -105,7 +106,7 @@ class Keys:
             arm,
             probes_of(finetune, self.plan.corpus),
             passages,
-            self.plan.tasks,
+            [task_identity(task) for task in self.plan.tasks],
             SYSTEM,
             self.source,
             self.plan.answers.batch,

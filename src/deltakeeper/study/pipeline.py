@@ -18,6 +18,7 @@ from pathlib import Path
 from deltakeeper.checkpoint import Checkpoint, open_checkpoint
 from deltakeeper.errors import DeltakeeperError
 from deltakeeper.evals.probes import Probe
+from deltakeeper.evals.utility import Prepared
 from deltakeeper.fingerprint import fingerprint
 from deltakeeper.lab.corpus import SYSTEM
 from deltakeeper.study.answers import Perplexity
@@ -30,6 +31,7 @@ from deltakeeper.study.plan import StudyPlan, Track, probes_of
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.rejudging import known_answers, rejudge
 from deltakeeper.study.store import RunStore
+from deltakeeper.study.tasks import prepared_tasks, scores
 from deltakeeper.study.variants import Variant
 from deltakeeper.study.verdicts import judged
 
@@ -124,9 +126,9 @@ def _root(folder: Path) -> str:
 
 def run_tracks(study: Study, tracks: Iterable[Track], progress: Progress) -> bool:
     """Work on fine-tunes one after the other, in this process; whether all their arms are measured."""
-    with open_checkpoint(study.bases.folder) as origin:
+    with open_checkpoint(study.bases.folder) as origin, prepared_tasks(study.plan.tasks) as tasks:
         origin.name_or_path = study.bases.name
-        runner = Runner(study, origin, progress)
+        runner = Runner(study, origin, progress, tasks)
         done = [runner.run(track) for track in tracks]
     if runner.worked:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -141,6 +143,7 @@ class Runner:
     study: Study
     origin: Checkpoint
     progress: Progress
+    tasks: dict[str, Prepared]
     worked: bool = field(default=False, init=False)
     _arms: Arms | None = field(default=None, init=False)
     _known: dict[str, str] | None = field(default=None, init=False)
@@ -255,7 +258,7 @@ class Runner:
             facts=study.workshop.facts(arm, track.finetune, self.origin),
             probes={p.name: {"title": p.title, "role": p.role, "event": p.event, "n": len(p.rows)} for p in probes},
             passages=len(study.plan.corpus.passages[: study.plan.passages]),
-            tasks={},
+            tasks=tuple(task.name for task in study.plan.tasks),
             batch=study.plan.answers.batch,
         )
         file = study.store.cell_file(key)
@@ -268,8 +271,11 @@ class Runner:
         if unit.part == "passage":
             texts = [row.prompt for row in plan.corpus.passages[: plan.passages]]
             return [passage_lines(Perplexity(tuple(nll), tuple(tokens))) for nll, tokens in panel.nlls(texts)]
+        if unit.part == "task":
+            task = next(task for task in plan.tasks if task.name == unit.name)
+            return scores(task, self.tasks[task.name], panel.scorer())
         probe = probes[unit.name]
-        rows = probe.rows[unit.start : unit.start + unit.count]
+        rows = probe.rows[unit.start :][: unit.count]
         said = panel.answers([row.prompt for row in rows], max_new_tokens=probe.max_new_tokens, system=SYSTEM)
         return [[answer_line(probe.name, answer) for answer in judged(plan, probe, rows, t)] for t in said]
 

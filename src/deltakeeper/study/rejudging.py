@@ -26,16 +26,14 @@ def rejudge(plan: StudyPlan, probes: dict[str, Probe], source: CellFile, target:
     header = source.header
     assert header is not None
     target.begin(replace(header, key=key))
-    done = 0
-    for number, unit in enumerate(header.units()):
-        lines = source.lines[done : done + unit.count]
-        done += unit.count
+    for number, (unit, span) in enumerate(zip(header.units(), source.spans(), strict=True)):
+        lines = source.lines[span]
         if number < target.units_done:
             continue
         if unit.part != "probe":
             target.append(lines)
             continue
         probe = probes[unit.name]
-        rows = probe.rows[unit.start : unit.start + unit.count]
+        rows = probe.rows[unit.start : unit.start + len(lines)]
         answers = judged(plan, probe, rows, [str(line["answer"]) for line in lines])
         target.append([answer_line(unit.name, answer) for answer in answers])

@@ -158,11 +158,11 @@ def _refuse_missing(plan: StudyPlan) -> None:
 
 
 def _outcome(study: Study, store: RunStore) -> Outcome:
-    keys = {
-        str(entry["key"]): f"{entry['attack']}, seed {entry['seed']}: {entry['variant']}" for entry in study.entries()
-    }
+    entries = study.entries()
+    keys = {str(entry["key"]) for entry in entries}
+    places = {f"{entry['attack']}, seed {entry['seed']}: {entry['variant']}" for entry in entries}
     finished = {key for key in keys if store.cell_file(key).complete}
-    failures = {name: said for name, said in store.read_failures().items() if name in keys.values()}
+    failures = {name: said for name, said in store.read_failures().items() if name in places}
     return Outcome(failures, len(finished), len(keys))
 
 

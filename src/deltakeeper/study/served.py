@@ -13,6 +13,7 @@ from deltakeeper.engine.fixed_tenants import FixedTenants
 from deltakeeper.errors import RunError
 from deltakeeper.evals.generate import encode_prompt
 from deltakeeper.overlay import TenantDelta, attach
+from deltakeeper.study.scorer import EngineScorer
 
 SETTINGS = EngineSettings(kv_bytes=1 << 29, max_running=32)
 TENANT = "delta"
@@ -74,6 +75,10 @@ class ServedModels:
             for completion in self._run(requests)
         )
         return [([next(found) if count else 0.0 for count in counts], counts) for _ in self.names]
+
+    def scorer(self) -> EngineScorer:
+        """The same arms for benchmarks."""
+        return EngineScorer(self.engine, self.tokenizer, self.names)
 
     def _run(self, requests: Sequence[Request]) -> list[Completion]:
         completions = self.engine.generate(requests)

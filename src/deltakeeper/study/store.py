@@ -27,6 +27,7 @@ from deltakeeper.study.cell_file import (
     CellFile,
     Header,
     answer_line,
+    end_line,
     facts_of,
     passage_lines,
     probe_facts,
@@ -82,7 +83,7 @@ class RunStore:
         key = hashlib.sha256(to_text([entry, facts_of(cell)]).encode(errors="backslashreplace")).hexdigest()[:20]
         probes = {name: probe_facts(probe) for name, probe in cell.probes.items()}
         passages = len(cell.perplexity.nll) if cell.perplexity else 0
-        tasks = {name: len(task.items) for name, task in cell.utility.items()}
+        tasks = tuple(cell.utility)
         path = self._cell_path(key)
         path.unlink(missing_ok=True)
         file = CellFile(path)
@@ -92,7 +93,7 @@ class RunStore:
         if cell.perplexity:
             file.append(passage_lines(cell.perplexity))
         for name, task in cell.utility.items():
-            file.append(task_lines(name, task))
+            file.append([*task_lines(name, task), end_line(name)])
         entries = [e for e in self.read_index() if _place(e) != _place(entry)] if self.has_index() else []
         self.write_index([*entries, {**entry, "key": key}])
         self.note_time({"cell": key, "seconds": cell.seconds})
