@@ -138,6 +138,16 @@ def test_one_seed_is_said_aloud():
     assert any(text.startswith("One seed") for text in advice.cautions)
 
 
+def test_an_arm_that_leaves_as_much_as_the_fine_tune_is_said_to():
+    arms = {name: ARMS[name] for name in ("base", "tuned")} | {"idle": ("codec", 0.9, 0.8, 9)}
+    advice = advise(run_cells(arms, ONE))
+    assert advice.pick == "idle" and advice.versus_tuned.difference.value == 0
+    assert any(text.startswith("idle is not shown to leave less of the attacks") for text in advice.cautions)
+    good = advise(run_cells(attacks=ONE))
+    assert good.versus_tuned.difference.value == pytest.approx(0.86) and good.versus_tuned.q < 0.001
+    assert not any("not shown to leave less" in text for text in good.cautions)
+
+
 def test_one_arm_alone_is_advised_without_a_rival():
     arms = {name: ARMS[name] for name in ("base", "tuned", "good")}
     advice = advise(run_cells(arms, ONE))

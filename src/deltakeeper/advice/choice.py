@@ -8,12 +8,11 @@ from typing import Any
 from deltakeeper.advice.evidence import CANDIDATES, Evidence
 from deltakeeper.advice.gaps import gap_between
 from deltakeeper.advice.records import Advice, Arm, Gap, Terms, Verdict
-from deltakeeper.advice.wording import cautions, sentence
+from deltakeeper.advice.wording import LEVEL, cautions, sentence
 from deltakeeper.evals.stats import benjamini_hochberg
 from deltakeeper.study.cells import Cell
 from deltakeeper.study.groups import group_cells
 
-LEVEL = 0.05
 _ENOUGH: dict[str, Any] = {"more_seeds": None, "more_prompts": None, "more_both": None}
 
 
@@ -55,6 +54,7 @@ def advise(cells: Iterable[Cell], terms: Terms | None = None) -> Advice:
         attacks=tuple(group.attack for group in evidence.attacks),
         evidence="adaptive" if evidence.terms.adaptive else "non-adaptive",
         gap=gap,
+        versus_tuned=_versus_tuned(evidence, able, arms),
         arms=tuple(arms),
     )
     return found.model_copy(update={"sentence": sentence(found), "cautions": cautions(found, evidence)})
@@ -75,6 +75,15 @@ def _decisive(gaps: Sequence[Gap], tied: Sequence[Arm]) -> Gap | None:
     if not gaps:
         return None
     return next((gap for gap in gaps if tied and gap.other == tied[0].variant), gaps[0])
+
+
+def _versus_tuned(evidence: Evidence, able: Sequence[Arm], arms: Sequence[Arm]) -> Gap | None:
+    tuned = next((arm for arm in arms if arm.kind == "tuned" and arm.risk.value is not None), None)
+    if not able or tuned is None:
+        return None
+    found = gap_between(evidence, able[0], tuned, 1)
+    rounded = float(f"{found.p:.4g}")
+    return found.model_copy(update={"p": rounded, "q": rounded, **(_ENOUGH if found.p < LEVEL else {})})
 
 
 def _rank(arm: Arm) -> tuple[float, float, float, str]:

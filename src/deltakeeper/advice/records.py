@@ -115,6 +115,7 @@ class Advice(Record):
         evidence: `non-adaptive`, or `adaptive` where attackers who know the codec counted.
         cautions: sentences that belong beside the verdict.
         gap: the comparison that decides between `use` and `cannot tell`; None where one arm stands alone.
+        versus_tuned: what the uncompressed fine-tune adds to the risk of `leading`; None without such an arm.
         arms: all arms, those that can be advised first, lowest risk first; references and controls last.
     """
 
@@ -129,4 +130,5 @@ class Advice(Record):
     evidence: Literal["non-adaptive", "adaptive"]
     cautions: tuple[str, ...] = ()
     gap: Gap | None = None
+    versus_tuned: Gap | None = None
     arms: tuple[Arm, ...]

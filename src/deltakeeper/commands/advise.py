@@ -74,8 +74,8 @@ def _print(advice: Advice, screen: Console) -> None:
         pad_edge=False,
     )
     table.add_column("arm", overflow="fold")
-    for name in ("risk ↓", "worst attack", "loss (at most) ↓", "over- refusal", "size", "q"):
-        table.add_column(name, justify="left" if name == "worst attack" else "right")
+    for name in ("risk ↓", "worst attack", "loss (at most) ↓", "over-refusal", "size", "q"):
+        table.add_column(name, justify="left" if name == "worst attack" else "right", overflow="fold")
     table.add_column("not advised, because", overflow="fold")
     for arm in advice.arms:
         style = "bold green" if arm.variant == advice.pick else "dim" if arm.refused else ""

@@ -25,9 +25,9 @@ COLUMNS = (
     "taken ↑",
     "skill ↑",
     "loss ≤",
-    "selec- tivity ↑",
-    "over shrink- ing ↑",
-    "over- refusal ↓",
+    "selectivity ↑",
+    "over shrinking ↑",
+    "over-refusal ↓",
     "new",
 )
 
@@ -60,7 +60,7 @@ def _attack_table(attack: AttackSummary) -> Table:
     )
     table.add_column("arm", overflow="fold")
     for name in COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in attack.rows:
         table.add_row(*_cells(row), style=STYLES.get(row.kind, ""))
     return table
