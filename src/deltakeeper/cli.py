@@ -9,18 +9,27 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from deltakeeper.commands.advise import advise
 from deltakeeper.commands.apply import apply
+from deltakeeper.commands.attest import attest
 from deltakeeper.commands.bench import bench
+from deltakeeper.commands.calibrate import calibrate
 from deltakeeper.commands.codecs import codecs
 from deltakeeper.commands.compress import compress
+from deltakeeper.commands.defend import defend
 from deltakeeper.commands.demo import demo
+from deltakeeper.commands.evaluate import evaluate
 from deltakeeper.commands.export_lora import export_lora
+from deltakeeper.commands.finetune import finetune
 from deltakeeper.commands.generate import generate
 from deltakeeper.commands.heal import heal
 from deltakeeper.commands.hub import pull, push
 from deltakeeper.commands.import_delta import import_delta
 from deltakeeper.commands.inspect import inspect
 from deltakeeper.commands.kernels import kernels
+from deltakeeper.commands.recipes import recipes
+from deltakeeper.commands.report import report
+from deltakeeper.commands.study import study
 from deltakeeper.commands.verify import verify
 from deltakeeper.errors import DeltakeeperError
 
@@ -51,8 +60,12 @@ def _root(
 ) -> None: ...
 
 
-for verb in (compress, inspect, verify, apply, heal, generate, kernels, codecs, demo, push, pull, export_lora):
+_COMPRESS = (compress, inspect, verify, apply, heal, defend, codecs, push, pull, export_lora)
+_SERVE = (generate, kernels)
+_STUDY = (demo, recipes, finetune, study, report, advise, evaluate, calibrate)
+for verb in (*_COMPRESS, *_SERVE, *_STUDY):
     app.command()(verb)
+app.add_typer(attest)
 app.add_typer(bench)
 app.command("import")(import_delta)  # a word that Python keeps for itself
 
