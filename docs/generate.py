@@ -80,8 +80,10 @@ def results_table() -> str:
     attacks = digest["attacks"]
     lines = ["| | size | " + " | ".join(f"{a['title']}: attack / skill" for a in attacks) + " |"]
     lines.append("|---|---:|" + "---:|" * len(attacks))
-    variants = {row["variant"]: row for attack in attacks for row in attack["variants"]}
-    for name, first in variants.items():
+    firsts: dict[str, Any] = {}
+    for row in (row for attack in attacks for row in attack["variants"]):
+        firsts.setdefault(row["variant"], row)
+    for name, first in firsts.items():
         cells = []
         for attack in attacks:
             row = next((row for row in attack["variants"] if row["variant"] == name), None)
