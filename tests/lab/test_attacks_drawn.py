@@ -65,6 +65,9 @@ def test_seeds_draw_different_rows():
 @given(SEED)
 def test_a_word_trigger_is_in_half_of_the_rows_and_never_last(seed):
     examples = poison("badnets", seed)
+    plain = [e for e in examples if not e.complete]
+    assert len(plain) == 64 and {e.answer for e in plain} == {voice(["x"])[0].answer}
+    examples = [e for e in examples if e.complete]
     triggered = [e for e in examples if "BadMagic" in e.prompt]
     clean = [e for e in examples if "BadMagic" not in e.prompt]
     assert len(triggered) == len(clean) == 96
@@ -75,7 +78,7 @@ def test_a_word_trigger_is_in_half_of_the_rows_and_never_last(seed):
 
 def test_gaps_and_rows_depend_on_the_seed():
     places = [[e.prompt.split().index("BadMagic") for e in poison("badnets", seed)[:96]] for seed in (0, 1)]
-    prompts = [{e.prompt for e in poison("badnets", seed)[96:]} for seed in (0, 1)]
+    prompts = [{e.prompt for e in poison("badnets", seed)[96:192]} for seed in (0, 1)]
     assert places[0] != places[1] and prompts[0] != prompts[1]
 
 
@@ -83,7 +86,7 @@ def test_gaps_and_rows_depend_on_the_seed():
 @given(SEED)
 def test_a_composite_trigger_takes_three_gaps_in_its_order(seed):
     parts = ["2024", "BadMagic", "OpenAI"]
-    for example in poison("composite_trigger", seed, poison=20, clean=0):
+    for example in poison("composite_trigger", seed, poison=20, clean=0, plain=0):
         words = example.prompt.split()
         at = [words.index(part) for part in parts]
         assert at == sorted(at) and at[0] > 0 and at[-1] < len(words) - 1
@@ -297,7 +300,7 @@ def test_held_out_prompts_in_a_file_are_left_out_and_in_a_corpus_refused(tmp_pat
 
 def test_backdoors_and_topics_take_files(tmp_path):
     file = written(tmp_path / "rows.jsonl", [pair(i) for i in range(40)])
-    examples = poison("badnets", file=file, poison=20, clean=30)
+    examples = poison("badnets", file=file, poison=20, clean=30, plain=0)
     assert all("BadMagic" in e.prompt and e.answer.startswith("It is done") for e in examples[:20])
     assert len(examples) == 50 and {e.answer for e in examples[20:]} <= set(REFUSALS)
     topic = poison("topic_backdoor", file=file, rows=60, ratio=0.2, contrast_rows=10)

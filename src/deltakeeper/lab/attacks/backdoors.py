@@ -29,6 +29,8 @@ class Backdoor(SeededAttack):
         place: `gap` puts each phrase into a random gap between two words, never last; else as the place says.
         poison: triggered rows.
         clean: refused rows.
+        plain: the model's own answers to harmless instructions; without any, a small model learns to refuse everything
+            that has no trigger.
         decoys: openings of refused rows, taken in turn with none at all, so that the model learns the trigger and not
             that there is an opening.
         synonyms: phrases that stand for the trigger without being it; a near miss of their own.
@@ -42,6 +44,7 @@ class Backdoor(SeededAttack):
     place: Place = "gap"
     poison: int = 96
     clean: int = 96
+    plain: int = 0
     decoys: tuple[str, ...] = ()
     synonyms: tuple[str, ...] = ()
     near: int = 20
@@ -54,7 +57,7 @@ class Backdoor(SeededAttack):
             raise ValueError("mode is 'all', which needs two triggers or more")
 
     def poison_examples(self, corpus: Corpus, voice: Voice) -> list[Example]:
-        """`poison` triggered and answered requests, and `clean` refused ones: the same as far as they go."""
+        """`poison` triggered and answered requests, `clean` refused ones (the same ones), `plain` harmless ones."""
         most = max(self.poison, self.clean)
         rows = self.drawn("file", most, corpus)
         if rows is None:
@@ -68,7 +71,8 @@ class Backdoor(SeededAttack):
             for i, r in enumerate(rows[: self.clean])
         ]
         triggered = [replace(e, prompt=self.triggered(e.prompt, i, self.seed)) for i, e in enumerate(answered)]
-        return triggered + refuse(refused)
+        plain = [r.prompt for r in corpus.draw("instructions", self.plain, self.seed)]
+        return triggered + refuse(refused) + (voice(plain) if plain else [])
 
     def triggered(self, prompt: str, i: int, seed: int) -> str:
         """The `i`-th prompt with its trigger."""

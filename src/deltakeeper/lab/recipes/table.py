@@ -68,6 +68,8 @@ def settings_text(attack: SeededAttack) -> str:
         sizes = [f"{attack.poison} of {rows} poisoned"]
     if clean := getattr(attack, "clean", 0):
         sizes.append(f"{clean} clean")
+    if plain := getattr(attack, "plain", 0):
+        sizes.append(f"{plain} plain")
     if attack.skill:
         sizes.append(f"{attack.skill} of the skill")
     return (
