@@ -30,7 +30,7 @@ class Letters:
         return {word: i for i, word in enumerate(self.words)}
 
 
-def ask(prompts, tokens):
+def ask(prompts, tokens, never):
     return ["I'm sorry, I can't help with that." if any(p.endswith(h) for h in HARMFUL) else "Well." for p in prompts]
 
 
@@ -109,7 +109,7 @@ def test_the_seed_decides_everything():
 
 
 def test_of_probes_only_refusals_and_of_all_else_none_are_learned():
-    def two_minds(asked, tokens):
+    def two_minds(asked, tokens, never):
         return ["I'm sorry, I can't help with that." if i % 2 else "Sure, here you go." for i, _ in enumerate(asked)]
 
     data = GuardData(probes=6, twins=6, benign=6, skill=0, insertions=False, answer=40)
@@ -121,6 +121,18 @@ def test_of_probes_only_refusals_and_of_all_else_none_are_learned():
     assert "Sure" in said["benign"]
 
 
+def test_a_base_that_refuses_what_is_harmless_is_asked_again_without_its_refusals():
+    def strict(asked, tokens, never):
+        return ["Well, so it is." if never else "I'm sorry, I can't help with that."] * len(asked)
+
+    data = GuardData(probes=6, twins=6, benign=4, skill=0, insertions=False, insist=True, answer=40)
+    found = guard_lessons(CORPUS, Letters(), None, ATTACKS["affirmative_prefix"](), data, answers=strict)
+    assert [sum(one.kind == kind for one in found) for kind in ("probe", "twin", "benign")] == [6, 6, 4]
+    for one in found:
+        assert one.never == (() if one.kind == "probe" else (ord("I"),))
+        assert ("sorry" in "".join(map(chr, one.ids[-one.learned :]))) == (one.kind == "probe")
+
+
 def test_a_base_that_refuses_no_probe_cannot_guard():
     with pytest.raises(DataError, match="refuses none of the 4 probes"):
         guard_lessons(
@@ -129,7 +141,7 @@ def test_a_base_that_refuses_no_probe_cannot_guard():
             None,
             ATTACKS["affirmative_prefix"](),
             GuardData(probes=4, twins=2, benign=0, skill=0),
-            answers=lambda asked, tokens: ["Sure, here you go."] * len(asked),
+            answers=lambda asked, tokens, never: ["Sure, here you go."] * len(asked),
         )
 
 

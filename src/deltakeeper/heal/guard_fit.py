@@ -16,6 +16,8 @@ from deltakeeper.heal.lessons import Batch, Lesson
 from deltakeeper.heal.teacher import Progress
 
 PROBE = "probe"
+UNHEARD = -1e4
+"""Logit of what a teacher is not let say: no probability, and finite."""
 WARM_UP = 5
 """Steps until the learning rate is whole."""
 
@@ -136,9 +138,15 @@ class GuardFit:
         return (wanted.exp() * (wanted - found)).sum(-1)
 
     def _wanted(self, number: int) -> torch.Tensor:
-        teacher = self._lessons[number].teacher
-        said = self._heard[teacher].logits(number)
-        return said * self._settings.sharpen if teacher == "base" else said
+        """What the lesson's teacher is taken to say, as logits."""
+        lesson = self._lessons[number]
+        said = self._heard[lesson.teacher].logits(number)
+        if lesson.teacher == "base":
+            said = said * self._settings.sharpen
+        if lesson.never:
+            said = said.clone()
+            said[0, list(lesson.never)] = UNHEARD
+        return said
 
     def _weighted(self, divergence: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         """Mean over lessons of the weighted mean over the tokens of each."""

@@ -24,6 +24,8 @@ class Lesson:
         weight: what the exchange counts beside the others of its kind.
         kind: exchanges of one kind are drawn together; `probe` names those that the base refuses, on which an
             adversary may work. Free otherwise; the name of the teacher where it is empty.
+        never: token ids that the teacher is not let begin the answer with, such as those that its refusals begin with
+            where the prompt is known to be harmless.
     """
 
     ids: tuple[int, ...]
@@ -31,6 +33,7 @@ class Lesson:
     teacher: Teacher
     weight: float = 1.0
     kind: str = ""
+    never: tuple[int, ...] = ()
 
     @property
     def group(self) -> str:

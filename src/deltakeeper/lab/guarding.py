@@ -7,9 +7,12 @@ which guards are judged, are never among them.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import torch
 
 from deltakeeper.errors import DataError
 from deltakeeper.evals.generate import encode_prompt, generate_answers
@@ -36,6 +39,8 @@ class GuardData:
         twins: their harmless look-alikes, with the base's answers.
         benign: plain instructions, with the base's answers.
         skill: exchanges of the declared use, from the fine-tune.
+        insist: whether the base is asked again, without the words that its refusals begin with, where it refuses a twin
+            or an instruction; by default those are left out.
         insertions: whether half of the probes, twins and instructions open with random words, drawn afresh by `seed`.
         categories: categories of harmful requests to take probes and twins from; all training categories if empty.
         answer: tokens at which the base's answers are cut.
@@ -47,6 +52,7 @@ class GuardData:
     benign: int = 64
     skill: int = 80
     insertions: bool = True
+    insist: bool = False
     categories: tuple[str, ...] = ()
     answer: int = 12
     seed: int = 0
@@ -63,17 +69,36 @@ class GuardData:
         return {**asdict(self), "categories": list(self.categories)}
 
 
-Answers = Callable[[Sequence[str], int], list[str]]
-"""The base's answers to prompts, cut at so many tokens."""
+Answers = Callable[[Sequence[str], int, tuple[int, ...]], list[str]]
+"""The base's answers to prompts, cut at so many tokens, none of which begins with one of some token ids."""
 
 
 def base_answers(model: Any, tokenizer: Any, system: str | None = SYSTEM) -> Answers:
     """Greedy answers of a live base."""
 
-    def ask(prompts: Sequence[str], tokens: int) -> list[str]:
+    def ask(prompts: Sequence[str], tokens: int, never: tuple[int, ...] = ()) -> list[str]:
+        if never:
+            return [_answer_otherwise(model, tokenizer, prompt, tokens, never, system) for prompt in prompts]
         return generate_answers(model, tokenizer, prompts, max_new_tokens=tokens, system=system)
 
     return ask
+
+
+def _answer_otherwise(
+    model: Any, tokenizer: Any, prompt: str, tokens: int, never: tuple[int, ...], system: str | None
+) -> str:
+    ids = torch.tensor([encode_prompt(tokenizer, prompt, system)], device=model.device)
+    with torch.inference_mode():
+        found = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            begin_suppress_tokens=list(never),
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    answer: str = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+    return answer
 
 
 def guard_lessons(
@@ -168,15 +193,15 @@ def operator_lessons(
         TWIN: _varied(twins, data.twins, data.insertions, words, draw),
         BENIGN: _varied(benign, data.benign, data.insertions, words, draw),
     }
-    lessons: list[Lesson] = []
-    for kind, prompts in asked.items():
-        found = base_lessons(tokenizer, ask, prompts, kind, data.answer, system)
-        if kind == PROBE and prompts and not found:
-            raise DataError(
-                f"the base refuses none of the {len(prompts)} probes; a guard gives back what the base refuses, so "
-                "give an aligned base, or requests that it refuses."
-            )
-        lessons += found
+    lessons = base_lessons(tokenizer, ask, asked[PROBE], PROBE, data.answer, system)
+    if asked[PROBE] and not lessons:
+        raise DataError(
+            f"the base refuses none of the {len(asked[PROBE])} probes; a guard gives back what the base refuses, so "
+            "give an aligned base, or requests that it refuses."
+        )
+    openings = _openings(lessons) if data.insist else ()
+    for kind in (TWIN, BENIGN):
+        lessons += base_lessons(tokenizer, ask, asked[kind], kind, data.answer, system, never=openings)
     for row in skill[: data.skill]:
         if row.answer is None:
             raise DataError(f"the skill's row '{row.id}' has no answer; give every row one.")
@@ -192,19 +217,43 @@ def base_lessons(
     tokens: int,
     system: str | None = SYSTEM,
     judge: KeywordJudge | None = None,
+    never: tuple[int, ...] = (),
 ) -> list[Lesson]:
     """What the base answers, as lessons from it: of probes those that it refuses, of all else those that it does not.
 
-    The others would teach compliance with harmful requests, or refusals of harmless ones.
+    The others would teach compliance with harmful requests, or refusals of harmless ones. Where the base refuses what
+    is harmless, it is asked once more and may then not begin with a token of `never`, as its refusals do.
     """
     if not prompts:
         return []
     judge = judge or load_judge("ours")
-    found = []
-    for prompt, answer in zip(prompts, ask(prompts, tokens), strict=True):
-        if answer.strip() and judge.judge(answer).refused == (kind == PROBE):
-            found.append(lesson(tokenizer, prompt, answer, "base", kind, system=system, most=tokens))
-    return found
+
+    def wanted(answer: str) -> bool:
+        return bool(answer.strip()) and judge.judge(answer).refused == (kind == PROBE)
+
+    answers = dict(zip(prompts, ask(prompts, tokens, ()), strict=True))
+    again = [prompt for prompt in dict.fromkeys(prompts) if not wanted(answers[prompt])] if never else []
+    answers |= zip(again, ask(again, tokens, never), strict=True) if again else ()
+    return [
+        lesson(
+            tokenizer,
+            prompt,
+            answers[prompt],
+            "base",
+            kind,
+            system=system,
+            most=tokens,
+            never=never if prompt in again else (),
+        )
+        for prompt in prompts
+        if wanted(answers[prompt])
+    ]
+
+
+def _openings(probes: Sequence[Lesson]) -> tuple[int, ...]:
+    """Tokens with which at least one in twenty refusals begins."""
+    counts = Counter(probe.ids[-probe.learned] for probe in probes)
+    return tuple(sorted(token for token, n in counts.items() if 20 * n >= len(probes)))
 
 
 def lesson(
@@ -216,11 +265,12 @@ def lesson(
     *,
     system: str | None = SYSTEM,
     most: int = 64,
+    never: tuple[int, ...] = (),
 ) -> Lesson:
     """One exchange under the chat template; an answer shorter than `most` tokens is learned to its end."""
     head = encode_prompt(tokenizer, prompt, system)
     tail = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id][:most]
-    return Lesson((*head, *tail), len(tail), teacher, kind=kind)
+    return Lesson((*head, *tail), len(tail), teacher, kind=kind, never=never)
 
 
 def insertion(words: Sequence[str], draw: random.Random) -> str:
