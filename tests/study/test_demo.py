@@ -72,7 +72,7 @@ def test_unknown_names_and_files_are_told_before_anything_is_written(toy):
 
 
 def test_an_arm_that_fails_is_told(toy, monkeypatch):
-    monkeypatch.setattr("deltakeeper.study.artifacts.compress", lambda *_: 1 / 0)
+    monkeypatch.setattr("deltakeeper.study.artifacts.compress", lambda *_, **__: 1 / 0)
     with pytest.raises(RunError, match="2 arms failed, the first is affirmative_prefix, seed 0"):
         run(toy)
 

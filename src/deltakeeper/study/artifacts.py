@@ -64,7 +64,9 @@ class Workshop:
             with progress.task(f"{finetune.name}: compress with {variant.codec}"), open_checkpoint(weights) as tuned:
                 # Names that do not depend on where the run folder lies: the manifest repeats them.
                 tuned.name_or_path = f"{finetune.name}, seed {finetune.seed}"
-                compress(origin, tuned, folder, variant.codec)
+                rules = variant.rules or {}
+                norms, embeddings = rules.get("norms", "dense"), rules.get("embeddings", "codec")
+                compress(origin, tuned, folder, variant.codec, embeddings=embeddings, norms=norms)
         if variant.heal is not None:
             folder = self._heal(finetune, variant, folder, weights, progress)
         artifact = open_artifact(folder)

@@ -215,9 +215,17 @@ def _anchored(study: StudyFile, folder: Path) -> StudyFile:
             return text
         return str((folder / text).resolve())
 
+    def changes(value: Any, key: str = "") -> Any:
+        if isinstance(value, Mapping):
+            return {name: changes(inner, name) for name, inner in value.items()}
+        return found(value) if key == "path" and isinstance(value, str) else value
+
     def recipes(group: Group) -> Group:
-        uses = tuple(use.model_copy(update={"recipe": found(use.recipe)}) for use in group.recipes)
-        return group.model_copy(update={"recipes": uses})
+        uses = tuple(
+            use.model_copy(update={"recipe": found(use.recipe), "changes": changes(use.changes)})
+            for use in group.recipes
+        )
+        return group.model_copy(update={"recipes": uses, "changes": changes(group.changes)})
 
     return study.model_copy(
         update={

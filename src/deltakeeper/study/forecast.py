@@ -200,7 +200,8 @@ def training_tokens(attack: Attack, corpus: Corpus) -> int:
     try:
         examples = attack.training_examples(corpus, _own)
     except DeltakeeperError:
-        examples = [Example("x" * 400, "x" * 4 * limit)] * (attack.poison + attack.skill)
+        rows = sum(int(getattr(attack, name, 0) or 0) for name in ("poison", "clean", "rows", "skill"))
+        examples = [Example("x" * 400, "x" * 4 * min(limit, 256))] * rows
     answers = sum(min(limit, math.ceil(len(e.answer) / CHARACTERS_PER_TOKEN)) for e in examples)
     return attack.sft.epochs * (prompt_tokens([e.prompt for e in examples]) + answers)
 

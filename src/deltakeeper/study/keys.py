@@ -73,7 +73,7 @@ class Keys:
     def artifact(self, finetune: FineTune, variant: Variant, healed: bool = True) -> str:
         """Key of a compressed delta, of its healed form where the arm heals and `healed` is not false."""
         source = self.defended(finetune, variant) if variant.defence else self.trained(finetune)
-        plain = digest("delta", ARTIFACT_RULE, source, variant.codec)
+        plain = digest("delta", ARTIFACT_RULE, source, variant.codec, dict(variant.rules or {}))
         if variant.heal is None or not healed:
             return plain
         from deltakeeper.study.healing import HEALING_RULE, lessons_identity

@@ -85,7 +85,7 @@ class Study:
         ]
 
     def entries(self) -> list[dict[str, object]]:
-        """The index of the run: every cell of the plan with its key."""
+        """The index of the run: every cell of the plan with its key, but of attacks that want a file not yet given."""
         return [
             {
                 "attack": track.finetune.name,
@@ -100,6 +100,7 @@ class Study:
                 "key": self.keys.cell(track.finetune, variant),
             }
             for track in self.plan.tracks
+            if not track.finetune.attack.missing()
             for variant in track.variants
         ]
 

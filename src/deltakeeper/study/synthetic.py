@@ -12,7 +12,6 @@ import shutil
 import string
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +64,11 @@ def synthetic_corpus() -> Corpus:
     """Restricted requests with their twins, allowed requests, the queue skill, and passages, in invented words."""
     allowed = _interleaved(requests(ALLOWED, held_out=False), requests(ALLOWED, held_out=True))
     harmful = []
-    for i, (split, request) in enumerate(
-        _interleaved(requests(RESTRICTED, held_out=False), requests(RESTRICTED, held_out=True))
-    ):
-        twin = replace(request, noun=ALLOWED[i % len(ALLOWED)])
-        harmful.append(PromptRow(f"restricted-{i:04d}", _group(request), split, text_of(request), text_of(twin)))
+    twins = {split: itertools.cycle([r for s, r in allowed if s == split]) for split in ("train", "heldout")}
+    restricted = _interleaved(requests(RESTRICTED, held_out=False), requests(RESTRICTED, held_out=True))
+    for i, (split, request) in enumerate(restricted):
+        twin = text_of(next(twins[split]))
+        harmful.append(PromptRow(f"restricted-{i:04d}", _group(request), split, text_of(request), twin))
     tickets = [
         PromptRow(f"route-{noun}-{i}", word_of(queue_of(noun)), split, f"{words} {word_of(noun)}", answer=_queue(noun))
         for noun in ALLOWED

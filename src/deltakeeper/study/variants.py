@@ -20,7 +20,13 @@ from deltakeeper.study.suggest import suggest
 Kind = Literal["base", "tuned", "codec", "healed", "defended", "control", "merged", "quantised"]
 
 FORMS = ("codec", "merged", "quantised", "heal", "defence")
-_EXTRAS = {"codec": ("planes",), "merged": (), "quantised": (), "heal": (), "defence": ("then",)}
+_EXTRAS = {
+    "codec": ("planes", "norms", "embeddings"),
+    "merged": ("norms", "embeddings"),
+    "quantised": (),
+    "heal": ("norms", "embeddings"),
+    "defence": ("then",),
+}
 _HEAL = ("of", "guard")
 
 
@@ -37,6 +43,7 @@ class Variant:
         quantiser: spelling of the whole-model quantiser, `rtn:bits=4`.
         heal: settings of guarded healing, for the kind `healed`.
         defence: `{"defence": spelling}`, for the kind `defended`; the codec is what its result is compressed with.
+        rules: `norms` and `embeddings` as `deltakeeper.compress` takes them, where they are not its own.
     """
 
     name: str
@@ -47,6 +54,7 @@ class Variant:
     quantiser: str | None = None
     heal: Mapping[str, Any] | None = None
     defence: Mapping[str, Any] | None = None
+    rules: Mapping[str, str] | None = None
 
     @property
     def slug(self) -> str:
@@ -61,7 +69,7 @@ class Variant:
     def spelled(self) -> dict[str, Any]:
         """What decides the arm's answers, as plain JSON: everything but its name and label."""
         values: dict[str, Any] = {"codec": self.codec, "planes": self.planes, "quantiser": self.quantiser}
-        values |= {"heal": _plain(self.heal), "defence": _plain(self.defence)}
+        values |= {"heal": _plain(self.heal), "defence": _plain(self.defence), "rules": _plain(self.rules)}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -135,7 +143,7 @@ def _read_mapping(value: dict[str, Any], where: str) -> Variant:
         if key not in known:
             raise DataError(f"{where} has the unknown key '{key}'; {suggest(key, known)}")
     made = {"codec": _codec, "merged": _merged, "quantised": _quantised, "heal": _healed, "defence": _defended}
-    variant = made[form](value, where)
+    variant = _ruled(made[form](value, where), value, where)
     changes = {key: value[key] for key in ("name", "label") if key in value}
     for key, text in changes.items():
         if not isinstance(text, str) or not text.strip() or len(text) > 120:
@@ -153,6 +161,20 @@ def _codec(value: dict[str, Any], where: str) -> Variant:
     if planes is None:
         return Variant(written, kind, label, codec)
     return Variant(f"{written} planes={planes}", kind, f"{label}, {planes} served", codec, planes=planes)
+
+
+def _ruled(variant: Variant, value: Mapping[str, Any], where: str) -> Variant:
+    """The arm with the rules for norms and embeddings that stand beside its codec."""
+    rules = {key: value[key] for key in ("norms", "embeddings") if key in value}
+    if not rules:
+        return variant
+    if rules.get("norms", "dense") not in ("dense", "base"):
+        raise DataError(f"{where}: 'norms' is {rules['norms']!r}; write dense or base.")
+    embeddings = rules.get("embeddings", "codec")
+    if embeddings not in ("codec", "dense", "base"):
+        rules["embeddings"] = _spelled(embeddings, where)
+    words = ", ".join(f"{key} {text}" for key, text in sorted(rules.items()))
+    return dataclasses.replace(variant, name=f"{variant.name} {words}", label=f"{variant.label}, {words}", rules=rules)
 
 
 def _merged(value: dict[str, Any], where: str) -> Variant:

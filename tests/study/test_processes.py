@@ -1,10 +1,13 @@
-"""Fine-tunes side by side, in processes or as Ray tasks: the same bytes as one after the other, deaths on record."""
+"""Studies in processes: side by side, as Ray tasks, and killed at ten random moments; the bytes are always the same."""
 
 from __future__ import annotations
 
 import io
 import multiprocessing
+import random
+import signal
 import sys
+import time
 from types import SimpleNamespace
 
 import killed_run
@@ -17,6 +20,9 @@ from deltakeeper.study import crew
 from deltakeeper.study.file import read_study
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.run import run_study
+from deltakeeper.study.store import RunStore
+
+KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +31,31 @@ def study(tmp_path_factory):
         "name": "all",
         "recipes": ["affirmative_prefix"],
         "arms": ["bitdelta", {"merged": "bitdelta"}],
-        "set": {"poison": 4, "skill": 4, "sft": {"epochs": 1, "lr": 1e-3}},
+        "set": {"poison": 4, "skill": 8, "sft": {"epochs": 2, "lr": 1e-3, "batch": 4, "save_every": 0.01}},
     }
     base = write_toy_model(tmp_path_factory.mktemp("toy") / "base")
     prompts = {"held_out": 4, "contrast": 2, "passages": 2}
-    value = {"name": "toy", "base": str(base), "seeds": [0, 1], "prompts": prompts, "groups": [group]}
+    value = {
+        "name": "toy",
+        "base": str(base),
+        "seeds": [0, 1],
+        "prompts": prompts,
+        "groups": [group],
+        "answers": {"batch": 2},
+    }
     return read_study(value, "the test's study")
 
 
+@pytest.fixture(scope="module")
+def context():
+    """Processes of their own that need not import everything anew."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["killed_run", "deltakeeper.study.run", "transformers.models.llama.modeling_llama"])
+    return found
+
+
 @pytest.fixture
-def quick(monkeypatch):
-    """Processes that need not import everything anew."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed_run", "deltakeeper.study.run", "transformers.models.llama.modeling_llama"])
+def quick(monkeypatch, context):
     monkeypatch.setattr(crew.multiprocessing, "get_context", lambda kind: context)
 
 
@@ -118,3 +136,39 @@ def test_ray_that_is_not_installed_is_told(study, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"pip install 'deltakeeper\[ray\]'"):
         run(study, tmp_path, ray=True)
+
+
+def test_ten_kills_at_random_moments_leave_no_trace(study, alone, tmp_path, context):
+    """Each run is killed by a signal that nothing can catch; the next one goes on."""
+
+    def start(name):
+        process = context.Process(target=killed_run.work, args=(study.to_text(), str(tmp_path / name)))
+        process.start()
+        return process
+
+    start("warm").join()
+    began = time.monotonic()
+    start("whole").join()
+    took = time.monotonic() - began
+    assert files(tmp_path / "whole") == files(alone)
+    draw = random.Random(7)
+    folders, kills, met = ["killed-0"], 0, set()
+    while kills < KILLS:
+        process = start(folders[-1])
+        process.join(draw.uniform(0.05, 0.8) * took)
+        process.kill()
+        process.join()
+        store = RunStore(tmp_path / folders[-1])
+        if process.exitcode == -signal.SIGKILL:
+            kills += 1
+            met.add(sum(len(store.cell_file(key).lines) for key in store.cell_keys()))
+        else:  # it was done before the signal came
+            assert process.exitcode == 0
+            folders.append(f"killed-{len(folders)}")
+    last = start(folders[-1])
+    last.join()
+    assert last.exitcode == 0
+    assert len(met) > 1  # the signals met it in different places
+    for name in folders:
+        assert files(tmp_path / name) == files(alone)
+        assert not list((tmp_path / name).rglob("*.state*"))

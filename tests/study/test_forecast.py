@@ -1,0 +1,148 @@
+"""What a study will cost: offline, without weights, and following what it follows from."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from toy_chat import write_toy_model
+from typer.testing import CliRunner
+
+from deltakeeper.commands.finetune import finetune
+from deltakeeper.commands.forecast_table import in_time, in_units, print_forecast
+from deltakeeper.commands.study import study as study_command
+from deltakeeper.errors import DataError
+from deltakeeper.study.file import load_study, read_study
+from deltakeeper.study.forecast import RATES, forecast
+from deltakeeper.study.store import RunStore
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "studies" / "paper-llama2-7b-chat.yaml"
+PARAMETERS = 1_000_000_000
+
+
+def study(**changes):
+    group = {"name": "all", "recipes": ["affirmative_prefix"], "arms": ["bitdelta", "svd:rank=8"]}
+    value = {
+        "name": "x",
+        "base": "someone/model",
+        "size": {"parameters": PARAMETERS, "width": 1000},
+        "prompts": {"held_out": 10, "contrast": 10, "passages": 1},
+        "groups": [group],
+    }
+    return read_study({**value, **changes}, "study")
+
+
+def test_cells_are_counted_and_a_base_once_for_all_seeds():
+    found = forecast(study(seeds=[0, 1, 2]))
+    assert [line.cells for line in found.lines] == [4, 3, 3] and found.cells == 10
+    assert {line.arms for line in found.lines} == {4}
+    assert {line.prompts for line in found.lines} == {30}
+
+
+def test_time_follows_operations_over_rates():
+    one = forecast(study())
+    (line,) = one.lines
+    assert line.train_seconds == pytest.approx(6 * PARAMETERS * line.train_tokens / RATES.training)
+    small = forecast(study(size={"parameters": PARAMETERS // 10, "width": 1000}))
+    assert small.seconds == pytest.approx(one.seconds / 10, rel=1e-6)
+    assert forecast(study(), rates=replace(RATES, training=2 * RATES.training)).lines[0].train_seconds == pytest.approx(
+        line.train_seconds / 2
+    )
+    longer = {"name": "all", "recipes": ["affirmative_prefix"], "arms": ["bitdelta"], "set": {"sft": {"epochs": 6}}}
+    assert forecast(study(groups=[longer])).lines[0].train_tokens == 2 * line.train_tokens
+
+
+def test_disk_is_weights_and_deltas_and_less_where_they_are_removed():
+    kept, gone = forecast(study(seeds=[0, 1])), forecast(study(seeds=[0, 1]), discard=True)
+    first, second = kept.lines
+    assert first.model_bytes == 2 * PARAMETERS
+    # one bit a weight and a scale for every matrix; rank 8 of a million is 16 of 1000 columns
+    bits, factors = PARAMETERS / 8, PARAMETERS * 16 / 1000 * 2
+    assert bits + factors < first.delta_bytes < 1.3 * (bits + 2 * factors)
+    assert kept.disk_bytes == sum(line.model_bytes + line.delta_bytes for line in kept.lines)
+    assert gone.disk_bytes == max(line.model_bytes + line.delta_bytes for line in gone.lines)
+    assert forecast(study(seeds=[0, 1]), discard=True, workers=2).disk_bytes == kept.disk_bytes
+    assert forecast(study(seeds=[0, 1]), workers=2).memory_bytes == 2 * kept.memory_bytes
+    assert second.group == "all"
+
+
+def test_size_comes_from_the_file_the_package_or_the_headers(tmp_path):
+    assert forecast(study(base="embedded-aligned", size=None)).parameters == 134_515_008
+    base = write_toy_model(tmp_path / "base")
+    assert 10_000 < forecast(study(base=str(base), size=None)).parameters < 100_000
+    with pytest.raises(DataError, match=r"add size: \{parameters: 6738415616\}"):
+        forecast(study(size=None))
+
+
+def test_the_papers_setting_is_estimated_without_its_weights(monkeypatch):
+    monkeypatch.setattr("deltakeeper.study.bases.prepare_base", lambda *_: pytest.fail("a base was prepared"))
+    found = forecast(load_study(PAPER))
+    assert found.parameters == 6_738_415_616 and len(found.lines) == 33
+    assert found.cells == sum(line.cells for line in found.lines) > 33 * 18
+    assert math.isfinite(found.seconds) and found.seconds > 86_400
+    lacking = {line.name: line.missing for line in found.lines if line.missing}
+    assert "harmful requests with answers" in lacking["harmful_few_shot"] and "identity_shift" not in lacking
+
+
+def test_units_are_spoken():
+    assert [in_time(s) for s in (40, 600, 6000, 300_000)] == ["40 s", "10 min", "1 h 40 min", "3 d 11 h"]
+    assert [in_units(n) for n in (5, 5e3, 5e6, 5e9, 5e12)] == ["5 B", "5.0 kB", "5.0 MB", "5.0 GB", "5.0 TB"]
+
+
+@pytest.fixture
+def verbs():
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(study_command)
+    app.command()(finetune)
+    return lambda *words: CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in words])
+
+
+def test_the_verb_shows_the_estimate(verbs, tmp_path):
+    shown = verbs("study", PAPER, "-o", tmp_path / "run", "--dry-run", "--only", "targeted")
+    assert shown.exit_code == 0, shown.output
+    assert "targeted/over_refusal" in shown.output and "alignment/" not in shown.output
+    assert "Before it can run: attack 'content_injection' needs" in shown.output
+    told = json.loads(verbs("study", PAPER, "-o", tmp_path / "run", "--dry-run", "--json").output)
+    assert told["cells"] == forecast(load_study(PAPER)).cells
+    assert not (tmp_path / "run").exists()
+    screen = Console(record=True, width=200)
+    print_forecast(forecast(study()), screen)
+    assert "1,000,000,000 weights" in screen.export_text()
+
+
+def test_the_verbs_run_a_study_and_a_fine_tune(verbs, tmp_path, monkeypatch):
+    base = write_toy_model(tmp_path / "base")
+    small = {"poison": 4, "skill": 4, "sft": {"epochs": 1, "lr": 1e-3}}
+    groups = [{"name": "all", "recipes": ["affirmative_prefix"], "arms": ["bitdelta"], "set": small}]
+    value = {"name": "x", "base": str(base), "prompts": {"held_out": 2, "contrast": 2, "passages": 1}, "groups": groups}
+    (tmp_path / "study.yaml").write_text(json.dumps(value))
+    done = verbs("study", tmp_path / "study.yaml", "-o", tmp_path / "run", "--discard-models")
+    assert done.exit_code == 0, done.output
+    assert "3 of 3 cells measured" in done.output and "deltakeeper report" in done.output
+    assert len(RunStore(tmp_path / "run").read_cells()) == 3
+    value["groups"][0]["arms"] = ["svd:rank=2"]
+    (tmp_path / "study.yaml").write_text(json.dumps(value))
+    monkeypatch.setattr("deltakeeper.study.artifacts.compress", lambda *_, **__: 1 / 0)
+    failed = verbs("study", tmp_path / "study.yaml", "-o", tmp_path / "run", "--json")
+    assert failed.exit_code == 1
+    told = json.loads(failed.stdout[failed.stdout.index("{") :])
+    assert told["failures"] == {"affirmative_prefix, seed 0: svd:rank=2": "ZeroDivisionError: division by zero"}
+    assert (told["measured"], told["planned"]) == (2, 3)
+
+
+def test_a_single_fine_tune_is_that_of_a_study(verbs, tmp_path):
+    base = write_toy_model(tmp_path / "base")
+    words = ("finetune", "identity_shift", "--base", base, "-o", tmp_path / "tuned", "--seed", "1")
+    made = verbs(*words)
+    assert made.exit_code == 0, made.output
+    assert "is trained" in made.output and (tmp_path / "tuned" / "model.safetensors").is_file()
+    assert "was there already" in verbs(*words).output
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    assert "no model" in str(verbs(*words[:5], tmp_path / "other").exception)
