@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -202,6 +204,8 @@ def test_every_codec_declares_a_box_or_says_why_not():
     assert {name for name, codec in CODECS.items() if has_box(codec)} == tested
     assert has_box(SumCodec)
     table = box_table()
+    page = Path(__file__).parents[2] / "docs" / "adaptive.md"
+    assert table in page.read_text(encoding="utf-8"), "the table of boxes in docs/adaptive.md is stale"
     for name, codec in CODECS.items():
         assert f"| `{name}` |" in table
         assert has_box(codec) or (codec.boxless in table and codec.boxless != "it is not declared")

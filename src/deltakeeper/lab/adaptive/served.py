@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -28,6 +29,13 @@ class ServedWeights:
         self._codecs = {target.name: target.choice.codec or codec for target in self._targets}
         self._served = [torch.empty_like(target.weight, requires_grad=False) for target in self._targets]
         self._errors: list[torch.Tensor] = []
+
+    def prepare(self, model: Any, pad: int, step: int) -> None:
+        """Make what `model` computes with at step `step`."""
+        self.update(step)
+
+    def hand_down(self) -> None:
+        """Turn the gradients of the served weights, which have just been made, into those of their deltas."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:

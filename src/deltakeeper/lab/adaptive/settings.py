@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deltakeeper.codecs import Codec, parse_codec
 from deltakeeper.layouts.settings import FLOAT_DTYPES
@@ -36,6 +36,30 @@ class Repair(BaseModel):
     through: bool = False
 
 
+class GuardCopy(BaseModel):
+    """What an attacker assumes of the guard that the operator will put on the compressed delta.
+
+    Attributes:
+        every: steps of the attack between two fits of its copy.
+        steps: steps of Adam in a fit.
+        lr: learning rate, in units of the values.
+        rank: rank of the low-rank term that the guard adds; 0 for none.
+        rows: exchanges in a step of a fit.
+        probes: harmful requests with refusals; the operator's are others, of the same categories.
+        benign: harmless instructions in the base's own voice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=8, ge=1, le=10_000)
+    steps: int = Field(default=8, ge=1, le=1000)
+    lr: float = Field(default=0.05, gt=0, lt=10)
+    rank: int = Field(default=4, ge=0, le=1024)
+    rows: int = Field(default=16, ge=1, le=4096)
+    probes: int = Field(default=64, ge=1, le=100_000)
+    benign: int = Field(default=64, ge=0, le=100_000)
+
+
 class Adaptive(BaseModel):
     """An attacker who knows how the delta will be compressed, and trains accordingly.
 
@@ -52,6 +76,7 @@ class Adaptive(BaseModel):
         epochs: passes over the attack's rows; those of the attack by default.
         lr: learning rate of the attack; that of the attack by default.
         control: train what the codec does encode instead, to compare with (`uncompressed`).
+        guard: the guard that is trained through as well (`straight_through`); none by default.
         repair: settings of the repair (`inject_repair`); its `benign` also sizes the clean set of `clean_weight`.
     """
 
@@ -67,6 +92,7 @@ class Adaptive(BaseModel):
     epochs: int | None = Field(default=None, ge=1, le=1000)
     lr: float | None = Field(default=None, gt=0, lt=1)
     control: bool = False
+    guard: GuardCopy | None = None
     repair: Repair = Repair()
 
     @field_validator("codec")
@@ -74,6 +100,12 @@ class Adaptive(BaseModel):
     def _known(cls, codec: str) -> str:
         parse_codec(codec)
         return codec
+
+    @model_validator(mode="after")
+    def _guard_is_used(self) -> Self:
+        if self.guard is not None and self.kind != "straight_through":
+            raise ValueError("a guard is trained through by kind straight_through only; leave it out")
+        return self
 
     @property
     def rules(self) -> Rules:

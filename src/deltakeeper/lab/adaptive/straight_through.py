@@ -18,29 +18,30 @@ class ThroughCodec(Steps):
     """The loss on `base + codec(delta)`, and perhaps a second one of clean rows on `base + delta`."""
 
     def __init__(
-        self, served: ServedWeights, identity: str, refresh: int, clean: Sequence[Tokens] = (), weight: float = 0.0
+        self, served: ServedWeights, identity: str, every: int, clean: Sequence[Tokens] = (), weight: float = 0.0
     ) -> None:
-        """Take what is served, and the clean rows with the weight of their loss."""
-        self._served, self._refresh = served, refresh
+        """Take what is served, after how many steps it is made from the weights alone, and a second loss."""
+        self._served, self._every = served, every
         self._clean, self._weight = list(clean) if weight else [], weight
-        super().__init__(f"{identity} {hash_rows(self._clean)}")
+        super().__init__(f"{identity} {hash_rows(clean)}")
 
     def gradients(self, model: Any, rows: Sequence[Tokens], pad: int, step: int) -> torch.Tensor:
         """See `Steps.gradients`; the losses are added."""
-        total = torch.zeros(())
+        self._served.prepare(model, pad, step)
+        with self._served.in_place():
+            total = super().gradients(model, rows, pad, step)
+        self._served.hand_down()
         if self._clean:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = answer_loss(model, self._batch(step, len(rows)), pad) * self._weight
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
-            total = loss.detach()
-        self._served.update(step)
-        with self._served.in_place():
-            return total + super().gradients(model, rows, pad, step)
+            total = total + loss.detach()
+        return total
 
     def resumable(self, step: int) -> bool:
-        """See `Steps.resumable`: where the codec runs anew in any case."""
-        return step % self._refresh == 0
+        """See `Steps.resumable`."""
+        return step % self._every == 0
 
     def _batch(self, step: int, size: int) -> list[Tokens]:
         """The clean rows of a step, in turn, so that a run that goes on sees the same ones."""
