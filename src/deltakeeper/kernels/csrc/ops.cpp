@@ -17,6 +17,7 @@ struct Plan {
   std::vector<float> thin;  // rows of x times right factors
   bool wide = false;        // whether float32 rows of x are needed
   bool woven = false;       // whether woven planes are multiplied
+  bool panels = false;      // whether kept entries are multiplied one by one
 };
 
 // The rows of a table of terms, or of one of several tables: int64 (slots, depth).
@@ -71,7 +72,8 @@ Plan plan_groups(const Table& table, const Tensor& slots, const Tensor& starts, 
     if (group.count == 0) group.merged = false;
     for (int i = 0; i < group.count && !group.merged; i++) {
       const bool looked_up = narrow_signs && group.terms[i]->kind == SIGNS && group.terms[i]->woven;
-      (looked_up ? plan.woven : plan.wide) = true;
+      const bool kept = group.terms[i]->kind == SPARSE;
+      (looked_up ? plan.woven : kept ? plan.panels : plan.wide) = true;
     }
   }
   plan.thin.resize(thin);
@@ -95,11 +97,18 @@ struct Inputs {
   int64_t rows = 0, in = 0, stride = 0;
   const uint16_t* x = nullptr;
   const float* wide = nullptr;
+  const float* panels = nullptr;
   const uint16_t* woven = nullptr;
   Tables* tables = nullptr;
 };
 
-Inputs prepare_inputs(const Tensor& tensor, int dtype, bool need_wide, bool need_woven, const Kernels& k) {
+// Rows side by side, so that one entry of a weight meets a vector of them; rows past the last are zero.
+void lay_panel(const float* wide, int64_t stride, int64_t in, int64_t rows, float* to) {
+  for (int64_t j = 0; j < in; j++)
+    for (int64_t m = 0; m < PANEL; m++) to[j * PANEL + m] = m < rows ? wide[m * stride + j] : 0.f;
+}
+
+Inputs prepare_inputs(const Tensor& tensor, int dtype, bool need_wide, bool need_woven, bool need_panels, const Kernels& k) {
   Inputs r;
   r.rows = tensor.size(0);
   r.in = tensor.size(1);
@@ -119,7 +128,7 @@ Inputs prepare_inputs(const Tensor& tensor, int dtype, bool need_wide, bool need
       r.x = to;
     }
   }
-  if (need_wide) {
+  if (need_wide || need_panels) {
     if (dtype == F32 && !gap) {
       r.wide = static_cast<const float*>(x);
     } else {
@@ -130,6 +139,17 @@ Inputs prepare_inputs(const Tensor& tensor, int dtype, bool need_wide, bool need
       }
       r.wide = to;
     }
+  }
+  if (need_panels) {
+    const int64_t count = (r.rows + PANEL - 1) / PANEL;
+    float* to = reinterpret_cast<float*>(scratch<3>((size_t)(count * PANEL * r.in) * 4));
+    torch::stable::parallel_for(0, count, 1 + 32768 / (PANEL * r.in), [&](int64_t a, int64_t b) {
+      for (int64_t n = a; n < b; n++) {
+        const int64_t first = n * PANEL, left = r.rows - first;
+        lay_panel(r.wide + first * r.stride, r.stride, r.in, left < PANEL ? left : PANEL, to + first * r.in);
+      }
+    });
+    r.panels = to;
   }
   if (need_woven) {
     const size_t tables = (size_t)r.rows * sizeof(Tables);
@@ -153,12 +173,13 @@ struct Job {
 
 // Products of one x with several weights: tiles of all of them run side by side.
 void run_products(std::vector<Job>& jobs, const Tensor& x, int dtype, const Kernels& k) {
-  bool wide = false, woven = false;
+  bool wide = false, woven = false, panels = false;
   for (const Job& job : jobs) {
     wide |= job.plan.wide;
+    panels |= job.plan.panels;
     woven |= job.plan.woven;
   }
-  const Inputs inputs = prepare_inputs(x, dtype, wide, woven, k);
+  const Inputs inputs = prepare_inputs(x, dtype, wide, woven, panels, k);
   int64_t work = 0;
   for (Job& job : jobs) {
     Plan& plan = job.plan;
@@ -168,6 +189,7 @@ void run_products(std::vector<Job>& jobs, const Tensor& x, int dtype, const Kern
     p.stride = inputs.stride;
     p.x = inputs.x;
     p.wide = inputs.wide;
+    p.panels = inputs.panels;
     p.woven = inputs.woven;
     p.tables = inputs.tables;
     float* thin = plan.thin.data();

@@ -106,6 +106,33 @@ constexpr int MANY = 6;
 constexpr int MANY = 2;
 #endif
 
+// acc[m * TILE + n] += w[n] · x[m] in float32; both have rows of `stride` entries, a multiple of 32.
+template <int N, int M>
+static inline void wide_block(const float* w, const float* x, int64_t stride, float* acc) {
+  V sum[M][N];
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) sum[m][n] = v_zero();
+  for (int64_t i = 0; i < stride; i += W) {
+    V a[N];
+    for (int n = 0; n < N; n++) a[n] = v_load(w + n * stride + i);
+    for (int m = 0; m < M; m++) {
+      const V b = v_load(x + m * stride + i);
+      for (int n = 0; n < N; n++) sum[m][n] = v_fma(a[n], b, sum[m][n]);
+    }
+  }
+  for (int m = 0; m < M; m++) put_sums<N>(sum[m], true, acc + m * TILE);
+}
+
+constexpr int ABREAST = 4;  // unpacked rows that are multiplied side by side
+
+template <int N>
+static void wide_rows(const float* w, const float* x, int64_t stride, int64_t rows, float* acc) {
+  int64_t m = 0;
+  for (; m + MANY <= rows; m += MANY) wide_block<N, MANY>(w, x + m * stride, stride, acc + m * TILE);
+  for (; m + 2 <= rows; m += 2) wide_block<N, 2>(w, x + m * stride, stride, acc + m * TILE);
+  for (; m < rows; m++) wide_block<N, 1>(w, x + m * stride, stride, acc + m * TILE);
+}
+
 template <int N>
 static void dot_rows(const uint16_t* w, int64_t ldw, const uint16_t* x, int64_t ldx, int64_t rows, int64_t from, int64_t to,
                      float* acc) {
@@ -331,25 +358,66 @@ static inline void fetch(const Term& t, int64_t n0, int64_t height) {
   for (int64_t at = 0; at < bytes && at < AHEAD; at += 64) __builtin_prefetch(from + at);
 }
 
-constexpr int64_t FEW = 8;  // rows of x that a kept entry is multiplied with at a time
+// to[m * TILE] += gain * Σ entry[e] * x[m][column[e]], for the rows from `first` to `last` of P panels of x. Four sums hide how long an
+// addition takes; entry e always goes into sum e % 4, so that a row gets the same whatever stands beside it.
+template <int P>
+static inline void gather(const float* entry, const uint32_t* column, int64_t count, const float* panel, int64_t in,
+                          int64_t first, int64_t last, float gain, float* to) {
+  constexpr int S = (int)(PANEL / W);
+  for (int part = 0; part < S; part++) {
+    V sum[4][P];
+    for (int k = 0; k < 4; k++)
+      for (int i = 0; i < P; i++) sum[k][i] = v_zero();
+    int64_t e = 0;
+    for (; e + 4 <= count; e += 4)
+      for (int k = 0; k < 4; k++) {
+        const V by = v_set(entry[e + k]);
+        const int64_t at = column[e + k] * PANEL + part * W;
+        for (int i = 0; i < P; i++) sum[k][i] = v_fma(by, v_load(panel + i * in * PANEL + at), sum[k][i]);
+      }
+    for (int k = 0; e < count; e++, k++) {
+      const V by = v_set(entry[e]);
+      const int64_t at = column[e] * PANEL + part * W;
+      for (int i = 0; i < P; i++) sum[k][i] = v_fma(by, v_load(panel + i * in * PANEL + at), sum[k][i]);
+    }
+    for (int i = 0; i < P; i++) {
+      float found[W];
+      v_store(found, v_mul(v_set(gain), v_add(v_add(sum[0][i], sum[1][i]), v_add(sum[2][i], sum[3][i]))));
+      for (int lane = 0; lane < W; lane++) {
+        const int64_t m = i * PANEL + part * W + lane;
+        if (m >= first && m < last) to[(m - first) * TILE] += found[lane];
+      }
+    }
+  }
+}
 
 // acc[m * TILE + n] += the kept entries of a sparse row times x[m].
 static void add_kept(const Term& t, const Product& p, int64_t row, int64_t rows, int64_t n0, int64_t height, float* room, float* acc) {
   const int size = t.dtype == F32 ? 4 : t.dtype == CODES ? 1 : 2;
+  uint32_t* column = (uint32_t*)(room + ABREAST * p.stride);
   for (int64_t n = 0; n < height; n++) {
-    const int64_t first = t.first[n0 + n], count = t.first[n0 + n + 1] - first;
-    widen((const char*)t.values + first * size, t.dtype, count, room);
-    const float gain = t.gain[t.gain_by_row ? n0 + n : 0];
-    float sum[FEW] = {};
-    const float* kept = room;
+    const int64_t from = t.first[n0 + n], count = t.first[n0 + n + 1] - from;
+    widen((const char*)t.values + from * size, t.dtype, count, room);
+    for (int64_t e = 0; e < count; e++) room[e] = room[e] * t.factor - t.zero;
     const uint32_t* words = t.mask + (n0 + n) * t.words;
+    uint32_t* next = column;
     for (int64_t i = 0; i < t.words; i++)
-      for (uint32_t rest = words[i]; rest; rest &= rest - 1) {
-        const float value = *kept++ * t.factor - t.zero;
-        const float* x = p.wide + row * p.stride + i * 32 + __builtin_ctz(rest);
-        for (int64_t m = 0; m < rows; m++) sum[m] += value * x[m * p.stride];
+      for (uint32_t rest = words[i]; rest; rest &= rest - 1) *next++ = (uint32_t)(i * 32 + __builtin_ctz(rest));
+    const float gain = t.gain[t.gain_by_row ? n0 + n : 0];
+    const int64_t end = row + rows;
+    for (int64_t m = row; m < end;) {
+      const int64_t base = m / PANEL * PANEL, all = (end - base + PANEL - 1) / PANEL, panels = all < 4 ? all : 4;
+      const int64_t stop = base + panels * PANEL < end ? base + panels * PANEL : end;
+      const float* panel = p.panels + base * p.in;
+      float* to = acc + (m - row) * TILE + n;
+      switch (panels) {
+        case 1: gather<1>(room, column, count, panel, p.in, m - base, stop - base, gain, to); break;
+        case 2: gather<2>(room, column, count, panel, p.in, m - base, stop - base, gain, to); break;
+        case 3: gather<3>(room, column, count, panel, p.in, m - base, stop - base, gain, to); break;
+        default: gather<4>(room, column, count, panel, p.in, m - base, stop - base, gain, to);
       }
-    for (int64_t m = 0; m < rows; m++) acc[m * TILE + n] += gain * sum[m];
+      m = stop;
+    }
   }
 }
 
@@ -362,13 +430,17 @@ static void add_terms(const Group& g, const Product& p, int64_t begin, int64_t e
     } else if (t.kind == SIGNS && t.axis != COLUMN) {
       add_signs(t, p, begin, end - begin, n0, height, acc);
     } else if (t.kind == SPARSE) {
-      for (int64_t m = begin; m < end; m += FEW)
-        add_kept(t, p, m, end - m < FEW ? end - m : FEW, n0, height, room, acc + (m - begin) * TILE);
+      add_kept(t, p, begin, end - begin, n0, height, room, acc);
     } else {
-      for (int64_t n = 0; n < height; n++) {
+      const float* x = p.wide + begin * p.stride;
+      int64_t n = 0;
+      for (; n + ABREAST <= height; n += ABREAST) {
+        for (int k = 0; k < ABREAST; k++) decode(t, n0 + n + k, 0, p.in, room + k * p.stride);
+        wide_rows<ABREAST>(room, x, p.stride, end - begin, acc + n);
+      }
+      for (; n < height; n++) {
         decode(t, n0 + n, 0, p.in, room);
-        for (int64_t m = begin; m < end; m++)
-          acc[(m - begin) * TILE + n] += dot_wide(room, p.wide + m * p.stride, p.stride);
+        wide_rows<1>(room, x, p.stride, end - begin, acc + n);
       }
     }
   }
@@ -422,7 +494,7 @@ static void run(const Product& p, int64_t begin_row, int64_t end_row) {
     for (int i = 0; i < p.groups[g].count; i++)
       if (p.groups[g].terms[i]->rank > widest) widest = p.groups[g].terms[i]->rank;
   // zeros, since rows of x may have a wider stride than an unpacked row fills: what is there is multiplied by zero
-  float* room = (float*)__builtin_calloc((size_t)(3 * widest + TILE + 64), 4);
+  float* room = (float*)__builtin_calloc((size_t)((ABREAST + 1) * widest + TILE + 64), 4);
   uint16_t* merged = nullptr;
   for (int64_t n0 = begin_row; n0 < end_row; n0 += p.tile) {
     const int64_t height = end_row - n0 < p.tile ? end_row - n0 : p.tile;

@@ -66,6 +66,7 @@ struct Product {
   int64_t rows = 0, in = 0, out = 0, stride = 0;
   const uint16_t* x = nullptr;      // bfloat16, or null
   const float* wide = nullptr;      // float32, or null where nothing needs it
+  const float* panels = nullptr;    // float32, PANEL rows side by side: (rows / PANEL, in, PANEL), or null where nothing needs it
   const uint16_t* woven = nullptr;  // bfloat16 in the order of woven words, or null
   const Tables* tables = nullptr;   // of each row, or null
   int64_t tile = 32;                // output rows of a tile, a multiple of 32
@@ -101,6 +102,7 @@ struct Kernels {
 
 constexpr int64_t TILE = 256;   // most output rows of a tile
 constexpr int64_t WEAVE = 16;   // rows whose words lie together
+constexpr int64_t PANEL = 16;   // rows of x that lie side by side where they are multiplied with one entry at a time
 constexpr int64_t SUMS = 8;     // bytes of tables for each column
 
 // Bit p of a woven word is the column `woven_column(p)` of its 32: byte g holds columns 4g to 4g + 3 and 16 more.
