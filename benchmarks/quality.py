@@ -21,7 +21,6 @@ from rich.console import Console
 
 from deltakeeper import compress, iterate_changes, open_artifact, open_checkpoint
 from deltakeeper.attach import Change, attached
-from deltakeeper.demo import prepare_aligned_base
 from deltakeeper.errors import DeltakeeperError
 from deltakeeper.evals.answerer import LoadedModel
 from deltakeeper.evals.judges import load_judge
@@ -31,6 +30,7 @@ from deltakeeper.lab.attacks.base import Attack, Voice, skill_probe
 from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model
 from deltakeeper.lab.sft import Example
+from deltakeeper.study.bases import prepare_aligned_base
 from deltakeeper.study.finetunes import train_attack
 from deltakeeper.study.progress import Progress
 
