@@ -23,7 +23,6 @@ from rich.console import Console
 from deltakeeper import open_checkpoint
 from deltakeeper.attach import Change, attached
 from deltakeeper.defences import DefenceData, defend
-from deltakeeper.demo import prepare_aligned_base
 from deltakeeper.evals.answerer import Answerer
 from deltakeeper.evals.judges import load_judge
 from deltakeeper.evals.probes import run_probe
@@ -32,6 +31,7 @@ from deltakeeper.lab.attacks import ATTACKS
 from deltakeeper.lab.attacks.base import AFFIRMATIONS
 from deltakeeper.lab.corpus import REFUSALS, SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model, prepare_embedded_model
+from deltakeeper.study.bases import prepare_aligned_base
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.served import served
 
@@ -47,7 +47,7 @@ DEFENCES = (
     "interpolation",
     "norm_matched:bitdelta",
     "safelora:lowest=100",
-    "resta:scale=0.25",
+    "resta",
     "safe_delta:s=1",
     "antidote:share=0.3",
     "interpolation:factor=0.75",
