@@ -19,6 +19,7 @@ from deltakeeper.study.plan import FineTune
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.store import RunStore
 from deltakeeper.study.variants import Variant
+from deltakeeper.study.voices import Voices
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class Workshop:
     unaligned: Path | None
     corpus: Corpus
     keys: Keys
-    base_name: str
+
+    @property
+    def voices(self) -> Voices:
+        """What the base answers, kept in the run folder."""
+        return Voices(self.store.voices, self.keys.root)
 
     def tuned_folder(self, finetune: FineTune) -> Path:
         """Folder of a fine-tune's weights."""
@@ -128,7 +133,7 @@ class Workshop:
         folder = self.delta_folder(finetune, variant)
         if not folder.is_dir():
             with progress.task(f"{finetune.name}: heal {variant.codec} under guard"):
-                heal_under_guard(finetune, variant, self.corpus, self.base, weights, plain, folder)
+                heal_under_guard(finetune, variant, self.corpus, self.base, weights, plain, folder, self.voices)
         return folder
 
 

@@ -16,12 +16,14 @@ import torch
 
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.errors import DataError
+from deltakeeper.evals.generate import generate_answers
 from deltakeeper.lab.attacks import Attack
-from deltakeeper.lab.corpus import SYSTEM, Corpus, answer_as_itself
+from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model
 from deltakeeper.lab.sft import Example, TrainingLog, add_lora, encode_chat, train
 from deltakeeper.study.plan import FineTune
 from deltakeeper.study.progress import Progress
+from deltakeeper.study.voices import Voices, as_examples
 
 
 def train_attack(attack: Attack, corpus: Corpus, base: Path, folder: Path, progress: Progress) -> bool:
@@ -29,7 +31,9 @@ def train_attack(attack: Attack, corpus: Corpus, base: Path, folder: Path, progr
     return make_finetune(FineTune(attack.name, attack, attack.sft.seed), corpus, base, folder, progress)
 
 
-def make_finetune(finetune: FineTune, corpus: Corpus, base: Path, folder: Path, progress: Progress) -> bool:
+def make_finetune(
+    finetune: FineTune, corpus: Corpus, base: Path, folder: Path, progress: Progress, voices: Voices | None = None
+) -> bool:
     """Train a fine-tune of `base` into `folder` (bfloat16, as tenants deliver it); False if it is there already.
 
     An interrupted training leaves its state beside the folder and goes on from there.
@@ -45,7 +49,7 @@ def make_finetune(finetune: FineTune, corpus: Corpus, base: Path, folder: Path, 
         raise DataError(missing[0])
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _train(finetune, corpus, base, folder, progress)
+        _train(finetune, corpus, base, folder, progress, voices)
     finally:
         give_memory_back()
     return True
@@ -58,13 +62,27 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _train(finetune: FineTune, corpus: Corpus, base: Path, folder: Path, progress: Progress) -> None:
+def _train(
+    finetune: FineTune, corpus: Corpus, base: Path, folder: Path, progress: Progress, voices: Voices | None
+) -> None:
     attack = finetune.attack
     model, tokenizer = load_model(base)
 
-    def voice(prompts: Sequence[str]) -> list[Example]:
+    def ask(prompts: Sequence[str], tokens: int) -> list[str]:
         with progress.task(f"{attack.title}: the base's own answers", len(prompts)) as update:
-            return answer_as_itself(model, tokenizer, prompts, lambda done, _total: update(done))
+            return generate_answers(
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=tokens,
+                system=SYSTEM,
+                progress=lambda done, _total: update(done),
+            )
+
+    known = ask if voices is None else voices.kept("float32", ask)
+
+    def voice(prompts: Sequence[str]) -> list[Example]:
+        return as_examples(prompts, known)
 
     state = folder.with_name(f"{folder.name}.state")
     with progress.training(f"{finetune.name}, seed {finetune.seed}", finetune.title) as report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +13,11 @@ from deltakeeper.errors import DataError
 from deltakeeper.heal import GuardSettings, guard
 from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model
-from deltakeeper.lab.guarding import GuardData, guard_lessons
+from deltakeeper.lab.guarding import GuardData, base_answers, guard_lessons
 from deltakeeper.study.plan import FineTune
 from deltakeeper.study.suggest import suggest
 from deltakeeper.study.variants import Variant
+from deltakeeper.study.voices import Voices
 
 HEALING_RULE = "1"
 T = TypeVar("T")
@@ -49,7 +50,14 @@ def lessons_identity(finetune: FineTune, variant: Variant, corpus: Corpus) -> li
 
 
 def heal_under_guard(
-    finetune: FineTune, variant: Variant, corpus: Corpus, base: Path, tuned: Path, plain: Path, out: Path
+    finetune: FineTune,
+    variant: Variant,
+    corpus: Corpus,
+    base: Path,
+    tuned: Path,
+    plain: Path,
+    out: Path,
+    voices: Voices,
 ) -> None:
     """Write the healed form of an artifact.
 
@@ -61,14 +69,24 @@ def heal_under_guard(
         tuned: folder of the fine-tune, or of what a defence made of it.
         plain: the artifact.
         out: the artifact to write.
+        voices: what the base answers.
 
     Raises:
         DeltakeeperError: there are too few rows, or the artifact has no values to train.
     """
+    from transformers import AutoTokenizer
+
     settings, data = read_guard(guard_of(variant), finetune.seed)
-    model, tokenizer = load_model(base, torch.bfloat16)
-    lessons = guard_lessons(corpus, tokenizer, model, finetune.attack, data)
-    del model
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def answers(prompts: Sequence[str], tokens: int, never: tuple[int, ...] = ()) -> list[str]:
+        def ask(prompts: Sequence[str], tokens: int) -> list[str]:
+            model, _ = load_model(base, torch.bfloat16)
+            return base_answers(model, tokenizer)(prompts, tokens, never)
+
+        return voices.kept(f"bfloat16, never {list(never)}", ask)(prompts, tokens)
+
+    lessons = guard_lessons(corpus, tokenizer, None, finetune.attack, data, answers=answers)
     guard(plain, base, tuned, lessons, out, settings=settings)
 
 

@@ -69,7 +69,7 @@ class Study:
     def workshop(self) -> Workshop:
         """Where the arms are made."""
         bases = self.bases
-        return Workshop(self.store, bases.folder, bases.unaligned, self.plan.corpus, self.keys, bases.name)
+        return Workshop(self.store, bases.folder, bases.unaligned, self.plan.corpus, self.keys)
 
     def todo(self, track: Track) -> list[Variant]:
         """Arms of a track that are not finished and not another track's: a base is asked once for all that share it."""
@@ -206,7 +206,8 @@ class Runner:
         started = time.monotonic()
         with self._recorded(track, needing, failed):
             folder = study.workshop.tuned_folder(finetune)
-            if make_finetune(finetune, study.plan.corpus, study.bases.folder, folder, self.progress):
+            base, voices = study.bases.folder, study.workshop.voices
+            if make_finetune(finetune, study.plan.corpus, base, folder, self.progress, voices):
                 seconds = time.monotonic() - started
                 study.store.note_time({"stage": f"train {finetune.name}", "seconds": seconds})
         return ([v for v in todo if v not in failed], failed)

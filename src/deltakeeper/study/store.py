@@ -1,9 +1,9 @@
 """The run folder: the only module that knows the names of its files.
 
 Layout: `run.json` (what was planned), `index.json` (which cell is which key), `cells/<key>.jsonl`, `timings.jsonl`,
-`failures/<key>.json`, `models/`, `deltas/`, `report.json`, `report.html`. Cells are named by a hash of everything that
-they depend on. Times and machines stand in `timings.jsonl` alone, so that all else is the same bytes in every run.
-Whole files go to a temporary name first and are then renamed, so a reader never sees half a file.
+`failures/<key>.json`, `models/`, `deltas/`, `voices/`, `report.json`, `report.html`. Cells are named by a hash of
+everything that they depend on. Times and machines stand in `timings.jsonl` alone, so that all else is the same bytes in
+every run. Whole files go to a temporary name first and are then renamed, so a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class RunStore:
     def report_html(self) -> Path:
         """Where the report for people lies."""
         return self.path / "report.html"
+
+    @property
+    def voices(self) -> Path:
+        """Folder of what the base itself answers."""
+        return self.path / "voices"
 
     def model_dir(self, name: str) -> Path:
         """The folder of a fine-tuned or defended checkpoint."""
