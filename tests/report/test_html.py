@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from synthetic_cells import full_run, run_info, simple
+from synthetic_cells import cell, full_run, run_info, simple
 
 from deltakeeper.report import print_summary, render, wording
 from deltakeeper.report.digest import digest
@@ -230,3 +230,12 @@ def test_the_terminal_shows_the_same_answer_and_figures(full_digest):
 )
 def test_numbers_are_spoken_alike_everywhere(spoken, expected):
     assert spoken.replace("\u00a0", " ") == expected
+
+
+def test_healed_and_defended_rows_are_explained_where_there_are_some(full_digest):
+    assert "Healed under guard" not in to_html(full_digest)
+    healed = cell(variant="bitdelta guarded", kind="healed", label="1-bit, guarded", goal=0.1, skill=0.7, stored=0.07)
+    defended = cell(variant="resta", kind="defended", label="Defence: resta", goal=0.2, skill=0.6)
+    page = to_html(digest([*full_run(), healed, defended], run_info(), "2026-01-31"))
+    assert "Healed under guard" in page and "Published defences" in page
+    assert 'class="swatch k-healed"' in page and 'class="swatch k-defended"' in page

@@ -218,3 +218,20 @@ def test_bars_are_drawn_in_a_terminal(study, finished):
             inner(1)
         progress.say("a line")
     assert "Whole study" in screen.getvalue() and "a line" in screen.getvalue()
+
+
+def test_utility_tasks_are_asked_of_every_arm_and_kept_item_by_item(base, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("How do I cook rice?\n\nTell me how to bake a loaf of bread.\n\nWhat is a lock?\n")
+    group = {"name": "one", "recipes": RECIPES[1:], "arms": ["bitdelta", {"merged": "bitdelta"}], "set": SMALL}
+    study = small(base, groups=[group], utility=[{"name": "mine", "kind": "text", "path": str(text)}])
+    assert run(study, tmp_path / "run").complete
+    cells = RunStore(tmp_path / "run").read_cells()
+    assert len(cells) == 4
+    for cell in cells:
+        (nll,) = (task for name, task in cell.utility.items() if task.metric == "nll")
+        assert len(nll.items) == 1 and all(item.score > 0 for item in nll.items)
+    before = files(tmp_path / "run")
+    text.write_text("Something else.\n\nAnd more of it, in words.\n")
+    assert run(study, tmp_path / "run").planned == 4  # other data are other cells
+    assert set(files(tmp_path / "run")) - set(before)

@@ -45,6 +45,7 @@ class Keys:
         self.plan, self.root, self.source, self.unaligned = plan, root, source, unaligned
         self._trained: dict[tuple[str, int], str] = {}
         self._asked: dict[tuple[str, int, str], str] = {}
+        self._tasks = [task_identity(task) for task in plan.tasks]
 
     def trained(self, finetune: FineTune) -> str:
         """Key of a fine-tune: base, examples, settings, seed, recipe, adaptive attacker."""
@@ -106,7 +107,7 @@ class Keys:
             arm,
             probes_of(finetune, self.plan.corpus),
             passages,
-            [task_identity(task) for task in self.plan.tasks],
+            self._tasks,
             SYSTEM,
             self.source,
             self.plan.answers.batch,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def _lines(task: Task, records: Sequence[ItemRecord]) -> list[dict[str, Any]]:
     return [*lines, end_line(task.name)]
 
 
-@cache
 def _content(path: str) -> str:
     """One hash over a file, or over the names and bytes of a folder's files."""
     place = Path(path)
