@@ -78,11 +78,9 @@ def test_an_arm_that_fails_is_told(toy, monkeypatch):
 
 
 def test_groups_of_the_demo_keep_their_own_recipes():
-    known = demo.load_demo()
+    first, guarded = demo.load_demo().groups
+    assert [use.recipe for use in guarded.recipes] == ["affirmative_prefix"]
+    assert [variant.kind for variant in guarded.variants] == ["healed"]
     assert demo.demo_study(("over_refusal",)).groups[0].recipes[0].recipe == "over_refusal"
-    second = known.groups[0].model_copy(update={"name": "more", "recipes": known.groups[0].recipes[:1]})
-    study = known.model_copy(update={"groups": (*known.groups, second)})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "load_demo", lambda: study)
-        assert [g.name for g in demo.demo_study(("marker_injection",)).groups] == ["demo"]
-        assert [g.name for g in demo.demo_study((NAME,)).groups] == ["demo", "more"]
+    assert [g.name for g in demo.demo_study(("marker_injection",)).groups] == [first.name]
+    assert [g.name for g in demo.demo_study(("affirmative_prefix",)).groups] == [first.name, guarded.name]
