@@ -201,6 +201,12 @@ def test_a_hash_is_of_content_and_refuses_what_has_none():
         ({"merged": "bitdelta:bits=1"}, "bitdelta:bits=1+bf16", "merged", "1-bit, merged into bf16"),
         ({"quantised": "rtn:bits=3"}, "whole model rtn:bits=3", "quantised", "3-bit whole model (RTN)"),
         ({"heal": {"of": "svd:rank=8"}}, "svd:rank=8 guarded", "healed", "Low rank (SVD, rank 8), guarded"),
+        (
+            {"heal": {"of": "dare", "guard": {"steps": 3, "data": {"probes": 8}}}},
+            "dare guarded probes=8,steps=3",
+            "healed",
+            None,
+        ),
         ({"defence": "resta", "then": "bitdelta"}, "resta then bitdelta", "defended", None),
         ({"codec": "dare", "name": "mine", "label": "Mine"}, "mine", "codec", "Mine"),
     ],

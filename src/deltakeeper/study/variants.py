@@ -201,7 +201,8 @@ def _healed(value: dict[str, Any], where: str) -> Variant:
     codec, guard = _spelled(heal["of"], where), heal.get("guard") or {}
     if not isinstance(guard, Mapping):
         _refuse_type(where, "heal.guard")
-    text = ",".join(f"{key}={guard[key]}" for key in sorted(map(str, guard)))
+    flat = {**{k: v for k, v in guard.items() if k != "data"}, **_plain_or_empty(guard.get("data"))}
+    text = ",".join(f"{key}={_short(value)}" for key, value in sorted(flat.items()))
     name = f"{heal['of']} guarded" + (f" {text}" if text else "")
     return Variant(name, "healed", f"{label_of(codec)}, guarded", codec, heal={"guard": dict(guard)})
 
@@ -214,6 +215,14 @@ def _defended(value: dict[str, Any], where: str) -> Variant:
     name = spelling if codec is None else f"{spelling} then {value['then']}"
     label = f"Defence: {spelling}" if codec is None else f"Defence: {spelling}, then {label_of(codec)}"
     return Variant(name, "defended", label, codec, defence={"defence": spelling})
+
+
+def _plain_or_empty(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _short(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _spelled(value: Any, where: str) -> str:
