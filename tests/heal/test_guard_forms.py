@@ -13,9 +13,9 @@ from deltakeeper.compress import compress
 from deltakeeper.errors import ArtifactError, BaseMismatchError, DataError, DeltakeeperError
 from deltakeeper.heal import GuardSettings, Lesson, guard
 from deltakeeper.heal.adversary import perturb
-from deltakeeper.heal.guard_fit import share_out
+from deltakeeper.heal.guard_fit import GuardFit, share_out
 from deltakeeper.heal.guard_terms import GuardedTerms, scaled
-from deltakeeper.heal.hearing import choose_pack, hear, say
+from deltakeeper.heal.hearing import Heard, choose_pack, hear, say
 from deltakeeper.heal.lessons import common_beginning, pack, stack
 from deltakeeper.heal.student import build_student
 from deltakeeper.testing import write_pair
@@ -253,3 +253,17 @@ def test_nothing_is_left_behind_where_a_guard_fails(models, deltas, tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ArtifactError, match="exists"):
         guard(delta, *models, LESSONS, delta, settings=QUICK)
+
+
+def test_a_teacher_can_be_sharpened_and_kept_from_some_first_words(models):
+    draw = torch.Generator().manual_seed(2)
+    said = torch.randn(2, 96, generator=draw)
+    lesson = Lesson((1, 7, 9, 4, 5, 6), 2, "base", never=(5, 8))
+    heard = {"base": Heard({0: said.clone()}, None)}
+    fit = GuardFit(live(models[0]), [lesson], heard, 3, GuardSettings(sharpen=2.0))
+    wanted = fit._wanted(0).softmax(-1)
+    assert float(wanted[0, [5, 8]].sum()) == 0.0
+    assert torch.allclose(wanted[1], (2 * said[1]).softmax(-1))
+    assert torch.equal(heard["base"].said[0], said)
+    assert isinstance(fit._step([0]), float)
+    assert 0 < fit.history[0]["base"] < 1e3
