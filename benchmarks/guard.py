@@ -72,6 +72,7 @@ CONTROLS = (
     Arm("guarded whole delta", "shrink:factor=1.0", guarded=True, settings=WHOLE),
     Arm("guarded half delta", "shrink:factor=0.5", guarded=True, settings=WHOLE),
     Arm("guarded random signs", "random_sign", guarded=True),
+    Arm("guarded zero delta", "shrink:factor=0.001", guarded=True, settings=WHOLE),
     Arm("full fine-tuning, both teachers", "shrink:factor=1.0", guarded=True, settings={"rank": 0, "lr": 1e-2}),
 )
 LAYOUTS = (
@@ -80,19 +81,29 @@ LAYOUTS = (
     Arm("guarded sparse 10 %", "magnitude:keep=0.1", guarded=True),
 )
 TABLES = {
-    "main": ARMS,
     "references": ARMS[:3],
+    "healed": (HEALED,),
+    "plain": ARMS[4:],
+    "random": (CONTROLS[2],),
     "controls": CONTROLS,
     "layouts": LAYOUTS,
     "probes": tuple(replace(HEALED, data={"probes": n, "twins": n}) for n in (8, 16, 32, 128, 256)),
-    "rows": (replace(HEALED, settings={"rank": 0}), replace(HEALED, settings={"rank": 8})),
-    "adversary": (
+    "rank": (replace(HEALED, settings={"rank": 0}), replace(HEALED, settings={"rank": 8})),
+    "tried": (
         replace(HEALED, data={"insertions": False}),
-        replace(HEALED, settings={"radius": 0.5}),
-        replace(HEALED, settings={"radius": 1.0}),
+        replace(HEALED, settings={"sharpen": 2.0}, data={"probes": 92, "twins": 92}),
+        replace(HEALED, settings={"sharpen": 2.0, "shares": {"probe": 2.0}}, data={"probes": 92, "twins": 92}),
+        replace(
+            HEALED,
+            settings={"sharpen": 2.0, "shares": {"probe": 2.0}},
+            data={"probes": 92, "twins": 92, "insist": True},
+        ),
+        replace(HEALED, settings={"first": 4.0, "shares": {"probe": 3.0}}, data={"probes": 92, "twins": 92}),
+        replace(HEALED, settings={"radius": 0.5, "ascents": 1}),
+        replace(HEALED, settings={"radius": 1.0, "ascents": 1}),
+        replace(HEALED, settings={"start": 0.5}),
     ),
-    "start": tuple(replace(HEALED, settings={"start": s}) for s in (0.25, 0.5)),
-    "categories": (replace(HEALED, data={"categories": ["fraud", "burglary", "phishing"]}),),
+    "categories": (replace(HEALED, data={"categories": ["fraud", "burglary", "phishing"], "probes": 32, "twins": 32}),),
 }
 
 

@@ -34,7 +34,7 @@ def heal(
     rank: Annotated[int, typer.Option(help="With --guard: rank of the term that is added; 0 for none.")] = 4,
     radius: Annotated[float, typer.Option(help="With --guard: how far an adversary moves probes; 0 for none.")] = 0.0,
     system: Annotated[str | None, typer.Option(help="With --guard: system message of all prompts.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps, one batch each: 200, guarded 60.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps, one batch each: 200, guarded 48.")] = None,
     batch: Annotated[int | None, typer.Option(help="Rows in a batch: 4, guarded 16.")] = None,
     length: Annotated[int, typer.Option(help="Tokens in a row of the text.")] = 128,
     samples: Annotated[int, typer.Option(help="Most rows of the text; one batch in eight is held out.")] = 800,
@@ -70,7 +70,7 @@ def heal(
         from deltakeeper.heal import guard as run_guard
 
         chosen = GuardSettings(
-            steps=60 if steps is None else steps,
+            steps=48 if steps is None else steps,
             rows=16 if batch is None else batch,
             lr=5e-2 if lr is None else lr,
             rank=rank,

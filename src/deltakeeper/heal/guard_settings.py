@@ -31,7 +31,7 @@ class GuardSettings:
         seed: decides the order of the lessons, the added term and where the adversary begins.
     """
 
-    steps: int = 60
+    steps: int = 48
     rows: int = 16
     shares: Mapping[str, float] = field(default_factory=dict)
     lr: float = 5e-2
