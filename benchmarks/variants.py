@@ -3,7 +3,8 @@
     python benchmarks/variants.py --tuned runs/demo/models/affirmative_prefix-0-... --rounds 3
 
 Everybody is asked the same prompts as in a study. Rounds are interleaved, so that what else the machine does falls on
-all alike. `merged` counts what a merged model costs before it answers: its weights put together from the artifact.
+all alike; processor time is given beside wall time, since it says more on a machine that others use as well. `merged`
+counts what a merged model costs before it answers: its weights put together from the artifact.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ VARIANTS = (
 """Twelve fidelities of one delta."""
 
 
-def measure(arms: Arms, made: Sequence[Arm], recipe: str, prompts: int) -> tuple[float, list[Any]]:
-    """Seconds of asking some arms together, all that belongs to it counted, and what they said."""
+def measure(arms: Arms, made: Sequence[Arm], recipe: str, prompts: int) -> tuple[float, float, list[Any]]:
+    """Wall and processor seconds of asking some arms together, all that belongs to it counted, and what they said."""
     group = Group(name="one", recipes=(RecipeUse(recipe=recipe),), arms=("tuned",))
     sizes = {"held_out": prompts, "contrast": prompts}
     study = StudyFile.model_validate({"name": "variants", "prompts": sizes, "groups": (group,)})
     (track,) = plan_study(study).tracks
     probes = track.finetune.attack.probes(Corpus())
     texts = [row.prompt for row in Corpus().passages[:12]]
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     said: list[Any] = []
     with arms.asked(made) as panel:
         for probe in probes:
@@ -68,7 +69,7 @@ def measure(arms: Arms, made: Sequence[Arm], recipe: str, prompts: int) -> tuple
                 some = rows[at : at + 32]
                 said.append(panel.answers(some, max_new_tokens=probe.max_new_tokens, system=SYSTEM))
         said.append(panel.nlls(texts))
-    return time.perf_counter() - started, said
+    return time.perf_counter() - started, time.process_time() - worked, said
 
 
 def agreement(together: list[Any], alone: list[Any], number: int) -> dict[str, float]:
@@ -96,7 +97,8 @@ def main() -> None:
     with Progress(Console(stderr=True)) as progress:
         folder = prepare_base(given.base, progress)
     variants = [read_arm(arm) for arm in VARIANTS]
-    seconds: dict[str, list[float]] = {"together": [], "one by one": [], "merged": [], "base": []}
+    wall: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch, open_checkpoint(folder) as origin, torch.inference_mode():
         made = []
         for variant in variants:
@@ -114,18 +116,23 @@ def main() -> None:
                 ("together", made),
                 ("base", [Arm(read_arm("base"))]),
             ):
-                took, said[name] = measure(arms, some, given.recipe, given.prompts)
-                seconds[name].append(took)
-                sys.stderr.write(f"round {number}: {name} {took:.1f} s\n")
-            singles = [measure(arms, [arm], given.recipe, given.prompts)[0] for arm in made] if number == 0 else []
-            seconds["one by one"] += [sum(singles)] if singles else []
-    middle = {name: statistics.median(found) for name, found in seconds.items() if found}
+                took, worked, said[name] = measure(arms, some, given.recipe, given.prompts)
+                wall.setdefault(name, []).append(took)
+                processor.setdefault(name, []).append(worked)
+                sys.stderr.write(f"round {number}: {name} {took:.1f} s, processor {worked:.1f} s\n")
+            if number == 0:
+                singles = [measure(arms, [arm], given.recipe, given.prompts)[:2] for arm in made]
+                for column, found in zip(zip(*singles, strict=True), (wall, processor), strict=True):
+                    found["one by one"] = [sum(column)]
+    middle = {name: statistics.median(found) for name, found in processor.items()}
     rows = {
         "variants": [variant.name for variant in variants],
         "prompts_each": given.prompts,
-        "seconds": seconds,
-        "median_seconds": middle,
+        "wall_seconds": wall,
+        "processor_seconds": processor,
+        "ratios_of": "median processor seconds",
         "together_over_merged": middle["together"] / middle["merged"],
+        "together_over_as_many_merged": middle["together"] / middle["merged"] / len(variants),
         "together_over_base": middle["together"] / middle["base"],
         "one_by_one_over_merged": middle["one by one"] / middle["merged"],
         "first_variant_beside_its_merged_model": agreement(said["together"], said["merged"], 0),

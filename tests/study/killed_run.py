@@ -27,3 +27,25 @@ def die(task: object, messages: object) -> None:
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_worker(path: str) -> None:
+    """A study with one worker, both of which would wait for a minute; the worker's number goes to a file."""
+    import multiprocessing
+    import time
+
+    worker = multiprocessing.get_context("fork").Process(target=wait_long)
+    worker.start()
+    Path(path).write_text(str(worker.pid))
+    time.sleep(60)
+
+
+def wait_long() -> None:
+    """A worker at work."""
+    import threading
+    import time
+
+    from deltakeeper.study.crew import end_with_parent
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    time.sleep(60)

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import killed_run
@@ -172,3 +173,30 @@ def test_ten_kills_at_random_moments_leave_no_trace(study, alone, tmp_path, cont
     for name in folders:
         assert files(tmp_path / name) == files(alone)
         assert not list((tmp_path / name).rglob("*.state*"))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_their_study(context, tmp_path):
+    path = tmp_path / "pid"
+    parent = context.Process(target=killed_run.start_worker, args=(str(path),))
+    parent.start()
+    deadline = time.monotonic() + 50
+
+    def until(reached):
+        while not reached() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return reached()
+
+    assert until(lambda: path.is_file() and path.read_text())
+    number = path.read_text()
+    assert at_work(number)
+    parent.kill()
+    parent.join()
+    assert until(lambda: not at_work(number))
+
+
+def at_work(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,16 @@ def _as_processes(tasks: dict[int, Task], workers: int, progress: Progress, died
 
 
 def _process(task: Task, messages: Any) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
     run_task(task, lambda method, value: messages.put((method, value)))
+
+
+def end_with_parent() -> None:
+    """A worker whose study was killed ends at once: the next run must not meet it in the folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _as_ray_tasks(tasks: dict[int, Task], workers: int, progress: Progress, died: Callable[[int, str], None]) -> None:
