@@ -1,5 +1,7 @@
 """Guarded healing on a policy with an invented vocabulary: refusals come back, the skill stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,32 +9,35 @@ from deltakeeper import verify
 from deltakeeper.apply import apply_delta
 from deltakeeper.compress import compress
 from deltakeeper.heal import GuardSettings, Lesson, guard
-from deltakeeper.lab.sft import train
+from deltakeeper.lab.sft import SFTConfig, train
 from deltakeeper.lab.synthetic import (
     ALLOWED,
     ATTACK,
     PAD,
     RESTRICTED,
     attack_rows,
+    build_policy,
     reply_rate,
     reply_rows,
     requests,
     skill_rows,
     skill_score,
-    train_aligned_policy,
 )
 
 NOUNS = list(RESTRICTED)
 SEEN, UNSEEN = NOUNS[::2], NOUNS[1::2]  # the guard's probes and the nouns by which it is judged
-QUICK = GuardSettings(steps=60, rows=24, lr=5e-2, rank=2, seed=0)
+QUICK = GuardSettings(steps=72, rows=24, lr=5e-2, rank=2, seed=0)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policies")
-    model = train_aligned_policy()
+    model = build_policy()
+    aligned = reply_rows(requests(RESTRICTED, held_out=False), "refuse")
+    aligned += reply_rows(requests(ALLOWED, held_out=False), "comply")
+    train(model, aligned, SFTConfig(epochs=6, lr=3e-3, batch=64), pad=PAD)
     model.save_pretrained(folder / "base")
-    train(model, attack_rows("alignment"), ATTACK, pad=PAD)
+    train(model, attack_rows("alignment"), replace(ATTACK, epochs=8), pad=PAD)
     model.eval().save_pretrained(folder / "tuned")
     compress(folder / "base", folder / "tuned", folder / "delta", "bitdelta")
     return folder
