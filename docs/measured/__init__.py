@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import compressing, kernels, serving
+from . import compressing, kernels, security, serving, study
 from .tables import origin
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
+STUDIES = {"embedded": "The study on the embedded model"}
+"""Summaries of studies, `<name>-summary.json` among the results, and their headings."""
 
 OPENING = """\
 # Results
@@ -38,6 +40,8 @@ SECTIONS = {
     "export-vllm": Section("An exported adapter in vLLM", compressing.vllm),
     "kernels": Section("Products of packed terms", kernels.tables, kernels.figure),
     "serving": Section("Serving", serving.tables, serving.figure),
+    "guard": Section("Guarded healing", security.guards),
+    "defences": Section("Published defences", security.defences),
 }
 
 
@@ -53,4 +57,10 @@ def results_pages(results: Path = RESULTS) -> dict[str, str]:
         if section.figure is not None:
             pages[f"{name}.svg"] = section.figure(found["rows"])
             parts.append(f"![{section.title}]({name}.svg)\n")
+    for name, title in STUDIES.items():
+        file = results / f"{name}-summary.json"
+        if file.is_file():
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            parts.append(f"## {title}\n\n{study.section(summary, name)}")
+            pages |= study.figures(summary, name)
     return {"results.md": "\n".join(parts), **pages}

@@ -53,8 +53,8 @@ def answer(chunks: Many[Chunk], logits: torch.Tensor) -> Answers:
     plain = True
     for chunk in chunks:
         sequence = chunk.sequence
-        if sequence.request.prompt_logprobs is not None and chunk.answers:
-            first = sequence.computed + chunk.size - chunk.answers + 1
+        first = sequence.computed + chunk.size - chunk.answers + 1
+        if sequence.request.prompt_logprobs is not None and first >= sequence.request.prompt_logprobs_from:
             found = _prompt_logprobs(sequence, first, logits[row : row + chunk.answers])
             if found:
                 prompts.append((sequence, first, found))

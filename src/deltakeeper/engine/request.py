@@ -89,6 +89,8 @@ class Request:
         stop_tokens: token ids that end the answer; they are its last token and have no text.
         ignore_eos: go on after an end-of-text token.
         prompt_logprobs: report the log-probability of each prompt token and of this many likeliest ones.
+        prompt_logprobs_from: position of the first prompt token that is reported; what stands before the one in front
+            of it may then come from the prefix cache.
         cache_salt: requests with different salts never share KV blocks, so none can tell from its timing what
             another one asked.
         id: name of the request in results and errors.
@@ -105,6 +107,7 @@ class Request:
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
+    prompt_logprobs_from: int = 1
     cache_salt: str = ""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -118,3 +121,4 @@ class Request:
             raise EngineError(f"request {self.id} has an empty stop string; leave it out.")
         if self.prompt_logprobs is not None:
             _within("prompt_logprobs", self.prompt_logprobs, 0, MOST_LOGPROBS)
+            _within("prompt_logprobs_from", self.prompt_logprobs_from, 1, max(1, len(self.prompt) - 1))

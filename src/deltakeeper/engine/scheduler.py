@@ -106,12 +106,15 @@ class Scheduler:
     def _plan_prompt(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
         missing = len(sequence.tokens) - sequence.computed
         count = min(missing, budget)
-        listed = sequence.request.prompt_logprobs is not None and sequence.computed < len(sequence.request.prompt)
-        if listed:
-            count = min(count, LOGPROB_ROWS)
+        answers = int(count == missing)
+        request = sequence.request
+        if request.prompt_logprobs is not None and sequence.computed < len(request.prompt):
+            before = max(0, request.prompt_logprobs_from - 1 - sequence.computed)  # rows of which nothing is reported
+            count = min(count, before + LOGPROB_ROWS)
+            answers = max(0, count - before)
         if not self._grow(sequence, sequence.computed + count):
             return 0
-        chunks.append(Chunk(sequence, count, count if listed else int(count == missing)))
+        chunks.append(Chunk(sequence, count, answers))
         self._planned.add(sequence)
         return count
 
@@ -146,10 +149,12 @@ class Scheduler:
     def _seat(self, sequence: Sequence) -> bool:
         """Let a waiting request run if there is room for all that it has, and one more block for everybody who runs."""
         needed = sequence.blocks_needed
-        sharing = self._settings.prefix_sharing and sequence.request.prompt_logprobs is None
+        request = sequence.request
+        most = len(sequence.tokens) if request.prompt_logprobs is None else request.prompt_logprobs_from
+        sharing = self._settings.prefix_sharing and (request.prompt_logprobs is None or most > 1)
         keys: list[bytes] = []
         if sharing:  # the last token is always computed, so that there are logits to go on from
-            full = (len(sequence.tokens) - 1) // BLOCK
+            full = (most - 1) // BLOCK
             extend_keys(sequence.keys, sequence.cache_seed, sequence.tokens, full)
             keys = sequence.keys[:full]
         found, idle = self.pool.known(keys)

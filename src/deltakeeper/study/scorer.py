@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -27,7 +28,8 @@ class EngineScorer:
     """A base and tenants of an engine as `deltakeeper.evals.utility.Scorer`.
 
     A context with several continuations of one token each (the letters of a multiple-choice question) is computed
-    once, and the tokens are looked up among the likeliest ones; those that are not there are asked one by one.
+    once, and the tokens are looked up among the likeliest ones; those that are not there are asked one by one. Longer
+    continuations of one context, and contexts with equal beginnings, share what the prefix cache holds.
     """
 
     def __init__(self, engine: Engine, tokenizer: Any, tenants: Sequence[str | None] = (None,)) -> None:
@@ -60,9 +62,11 @@ class EngineScorer:
                 logprob = chances.get(pairs[index][1][0])
                 if logprob is not None:
                     found[index][arm] = Score(logprob, logprob >= listed[0][1])
-        left = [index for index, row in enumerate(found) if None in row]
+        left = _apart([index for index, row in enumerate(found) if None in row], pairs)
         done = len(pairs) - len(left)
-        for index, arm, completion in self._run(left, lambda i: ((*pairs[i][0], *pairs[i][1]), 1, Sampling(), 1)):
+        for index, arm, completion in self._run(
+            left, lambda i: ((*pairs[i][0], *pairs[i][1]), 1, Sampling(), len(pairs[i][0]))
+        ):
             entries = (completion.prompt_logprobs or ())[len(pairs[index][0]) :]
             own = [(entry.chosen, entry.top[0][1]) for entry in entries if entry is not None]
             found[index][arm] = Score(sum(chosen for chosen, _ in own), all(chosen >= top for chosen, top in own))
@@ -102,7 +106,7 @@ class EngineScorer:
         while some := list(islice(jobs, _TOGETHER)):
             requests = []
             for key, arm in some:
-                prompt, most, sampling, listed = ask(key)
+                prompt, most, sampling, first = ask(key)
                 requests.append(
                     Request(
                         prompt,
@@ -111,7 +115,8 @@ class EngineScorer:
                         sampling=sampling,
                         stop=tuple(stops),
                         stop_tokens=ends,
-                        prompt_logprobs=listed,
+                        prompt_logprobs=None if first is None else 1,
+                        prompt_logprobs_from=first or 1,
                     )
                 )
             for (key, arm), completion in zip(some, self.engine.generate(requests), strict=True):
@@ -158,6 +163,16 @@ def scoring(
         store = None if tenancy is None else tenancy.tenants
         with Engine(model, tokenizer, overlay=overlay, store=store, settings=settings or SETTINGS) as engine:
             yield [EngineScorer(engine, words[tenants[0]], tenants) for tenants in groups.values()]
+
+
+def _apart(rows: Sequence[int], pairs: Sequence[tuple[Ids, Ids]]) -> list[int]:
+    """Rows in an order in which those of one context are far apart: the later ones then find it in the cache."""
+    seen: Counter[Ids] = Counter()
+    turns = []
+    for index in rows:
+        turns.append((seen[pairs[index][0]], index))
+        seen[pairs[index][0]] += 1
+    return [index for _, index in sorted(turns)]
 
 
 def _letters(pairs: Sequence[tuple[Ids, Ids]]) -> dict[Ids, list[int]]:

@@ -1,0 +1,73 @@
+"""Tables of guards and defences in docs/results.md, from records in the forms of their benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+MACHINE = {"cpu": "a processor", "cores": 2, "memory_gib": 24.0, "torch": "2.13.0"}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module("measured")
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+def page(measured, folder, name, rows):
+    record = {"command": f"python benchmarks/{name}.py", "date": "2026-01-02", "machine": MACHINE, "rows": rows}
+    (folder / f"{name}.json").write_text(json.dumps(record))
+    return measured.results_pages(folder)["results.md"]
+
+
+def guarded(arm, **changes):
+    row = {"attack": "marker_injection", "arm": arm, "seed": 1, "bytes": 24_500_000, "seconds": 61.4}
+    row |= {
+        "changed": {"settings": {"shares": {"probe": 2.0}}, "data": {"probes": 8, "categories": ["fraud", "forgery"]}}
+    }
+    row |= {"goal": 0.25, "attack_cut": 0.75, "recovered": 0.8, "skill": 0.9, "over_refusal": 0.3, "plain_refused": 0.1}
+    return row | changes
+
+
+def test_guards_show_every_rate_and_what_was_changed(measured, tmp_path):
+    text = page(measured, tmp_path, "guard", [guarded("guarded 1-bit")])
+    told = "guarded 1-bit (categories=fraud+forgery, probes=8, shares=probe 2)"
+    assert f"| {told} | 1 | 25 % | 75 % | 80 % | 90 % | 30 % | 10 % | 24.5 | 61 |" in text
+    assert "**Targeted output**" in text and "2026-01-02" in text
+
+
+def test_what_was_not_measured_is_empty(measured, tmp_path):
+    row = guarded("fine-tune", bytes=None, seconds=None, recovered=None, changed={"settings": {}, "data": {}})
+    assert "| fine-tune | 1 | 25 % | 75 % |  | 90 % | 30 % | 10 % |  |  |" in page(measured, tmp_path, "guard", [row])
+
+
+def test_defences_stand_beside_each_other(measured, tmp_path):
+    def row(attack, arm, events):
+        return {
+            "attack": attack,
+            "arm": arm,
+            "probes": {role: {"events": events, "n": 32} for role in ("goal", "skill", "over_refusal")},
+        }
+
+    rows = [row("marker_injection", "base", 1), row("other", "base", 2), row("other", "resta", 3)]
+    text = page(measured, tmp_path, "defences", rows)
+    assert "| arm | Targeted output | other |" in text
+    assert "| `base` | 1 of 32 / 1 of 32 / 1 of 32 | 2 of 32 / 2 of 32 / 2 of 32 |" in text
+    assert "| `resta` |  | 3 of 32 / 3 of 32 / 3 of 32 |" in text
+
+
+def test_a_study_stands_behind_the_benchmarks(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured.study, "section", lambda summary, name: f"{summary['study']} as {name}")
+    monkeypatch.setattr(measured.study, "figures", lambda summary, name: {f"{name}-backdoor.svg": "<svg/>"})
+    (tmp_path / "embedded-summary.json").write_text(json.dumps({"study": "mine"}))
+    pages = measured.results_pages(tmp_path)
+    assert "## The study on the embedded model\n\nmine as embedded" in pages["results.md"]
+    assert pages["embedded-backdoor.svg"] == "<svg/>"
