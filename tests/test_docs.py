@@ -64,9 +64,23 @@ def test_the_python_of_the_readme_runs(here, capsys):
 
 
 def test_the_commands_of_the_readme_run(here, run_commands):
-    [_make, compress_, serve] = blocks("sh")
+    [_make, compress_, serve, _study] = blocks("sh")
     run_commands(compress_ + serve)
     assert (here / "tuned-again" / "model.safetensors").is_file()
+
+
+def test_the_study_of_the_readme_is_planned_and_its_readers_want_a_run(monkeypatch, tmp_path, run_commands, capsys):
+    """The study itself runs in tests/study; its other commands are asked before it ran."""
+    study, *readers = blocks("sh")[3].splitlines()
+    monkeypatch.chdir(ROOT)
+    command = study.split("#")[0].replace("runs/synthetic", str(tmp_path / "run"))
+    run_commands(f"{command} --dry-run")
+    assert "synthetic" in capsys.readouterr().out
+    for line in readers:
+        monkeypatch.setattr("sys.argv", shlex.split(line.replace("runs/synthetic", str(tmp_path / "run"))))
+        with pytest.raises(SystemExit, match="2"):
+            cli.main()
+        assert "run a study" in capsys.readouterr().err, line
 
 
 @pytest.fixture
