@@ -4,7 +4,8 @@
 
 Everybody is asked the same prompts as in a study. Rounds are interleaved, so that what else the machine does falls on
 all alike; processor time is given beside wall time, since it says more on a machine that others use as well. `merged`
-counts what a merged model costs before it answers: its weights put together from the artifact.
+counts what a merged model costs before it answers: its weights put together from the artifact. It is asked by the
+engine, and once more by transformers alone, as most evaluations are.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="affirmative_prefix")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--singles", action="store_true", help="ask every variant alone as well, once")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/variants.json as well")
     given = parser.parse_args()
     with Progress(Console(stderr=True)) as progress:
@@ -107,20 +109,23 @@ def main() -> None:
                 compress(origin, given.tuned, place, str(variant.codec))
             made.append(Arm(variant, open_artifact(place), given.tuned))
         merged = replace(made[0].variant, kind="merged", name="merged")
-        arms = Arms(origin, "engine")
-        measure(arms, [Arm(read_arm("base"))], given.recipe, 4)  # loads the model
+        arms, plain = Arms(origin, "engine"), Arms(origin, "transformers")
+        for loading in (arms, plain):
+            measure(loading, [Arm(read_arm("base"))], given.recipe, 1)
         said: dict[str, list[Any]] = {}
         for number in range(given.rounds):
-            for name, some in (
-                ("merged", [Arm(merged, made[0].artifact, given.tuned)]),
-                ("together", made),
-                ("base", [Arm(read_arm("base"))]),
+            one = [Arm(merged, made[0].artifact, given.tuned)]
+            for name, by, some in (
+                ("merged", arms, one),
+                ("together", arms, made),
+                ("merged, transformers", plain, one),
+                ("base", arms, [Arm(read_arm("base"))]),
             ):
-                took, worked, said[name] = measure(arms, some, given.recipe, given.prompts)
+                took, worked, said[name] = measure(by, some, given.recipe, given.prompts)
                 wall.setdefault(name, []).append(took)
                 processor.setdefault(name, []).append(worked)
                 sys.stderr.write(f"round {number}: {name} {took:.1f} s, processor {worked:.1f} s\n")
-            if number == 0:
+            if number == 0 and given.singles:
                 singles = [measure(arms, [arm], given.recipe, given.prompts)[:2] for arm in made]
                 for column, found in zip(zip(*singles, strict=True), (wall, processor), strict=True):
                     found["one by one"] = [sum(column)]
@@ -133,8 +138,9 @@ def main() -> None:
         "ratios_of": "median processor seconds",
         "together_over_merged": middle["together"] / middle["merged"],
         "together_over_as_many_merged": middle["together"] / middle["merged"] / len(variants),
+        "together_over_merged_by_transformers": middle["together"] / middle["merged, transformers"],
         "together_over_base": middle["together"] / middle["base"],
-        "one_by_one_over_merged": middle["one by one"] / middle["merged"],
+        "one_by_one_over_merged": middle["one by one"] / middle["merged"] if "one by one" in middle else None,
         "first_variant_beside_its_merged_model": agreement(said["together"], said["merged"], 0),
     }
     if given.save:
