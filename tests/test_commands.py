@@ -120,7 +120,7 @@ def test_the_version(run):
         (("compress", "{base}", "{tuned}", "-o", "{out}", "--codec", "bitdelta:bit=1"), "did you mean"),
         (("inspect", "{base}"), "give the folder of a delta artifact"),
         (("apply", "{base}", "{base}", "-o", "{out}"), "give the folder of a delta artifact"),
-        (("demo", "--attack", "nonsense", "-o", "{out}"), "there is no attack 'nonsense'"),
+        (("demo", "--attack", "nonsense", "-o", "{out}"), "there is no recipe 'nonsense'"),
     ],
 )
 def test_errors_are_one_sentence_status_2_and_leave_nothing(run, pair, tmp_path, arguments, said):

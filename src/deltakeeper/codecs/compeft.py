@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from deltakeeper.codecs.base import Codec, Inputs, register_codec
+from deltakeeper.codecs.box import MARGIN
 from deltakeeper.codecs.cells import Cells, Means
 from deltakeeper.codecs.fields import check_range, check_types
 from deltakeeper.codecs.largest import box_of_largest, kept_of, largest_of_tensor
@@ -92,6 +93,7 @@ class ComPeft(Codec):
         pruned = box_of_largest(matrix, kept, kept_of(matrix.numel(), self.keep), by_row=False)
         plus, minus = kept & (matrix > 0), kept & (matrix < 0)
         least = float(matrix.abs().masked_fill(~kept, torch.inf).min()) if bool(kept.any()) else 0.0
+        least *= 1 + MARGIN  # none comes down to a dropped entry that ties with the least kept one
         low = pruned.low.masked_fill(plus, least).masked_fill_(minus, -torch.inf)
         high = pruned.high.masked_fill(minus, -least).masked_fill_(plus, torch.inf)
         return Cells.around(matrix, low, high, Means(plus.to(torch.int8) - minus.to(torch.int8), "tensor"))
