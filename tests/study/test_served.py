@@ -125,7 +125,7 @@ def test_waves_hold_so_many_tenants_and_whole_weights_stand_alone(pair):
         waves = [[arm.variant.kind for arm in wave] for wave in Arms(origin, "engine").waves(made, 4)]
         assert waves == [
             ["base", "codec", "codec", "codec"],
-            ["codec", "control", "control"],
+            ["control", "control"],
             ["tuned"],
             ["quantised"],
             ["merged"],
