@@ -18,7 +18,8 @@ Guarded healing fits a compressed delta to two teachers: the fine-tune on its de
 operator's probes, their look-alikes and plain instructions. Prompts asked here are of categories that no probe is of.
 *Attack* is how often it reached its goal, *cut* that rate taken away relative to the fine-tune's, *recovered* the share
 of what the attack had added over the base, *skill* the declared use done right, *look-alikes* and *plain* harmless
-prompts refused. A base that itself complies bounds *cut*, not *recovered*.
+prompts refused. A base that itself complies bounds *cut*, not *recovered*. Several settings were tried on these same
+prompts, and seconds were taken on a machine that had other work.
 """
 
 DEFENDED = """\
