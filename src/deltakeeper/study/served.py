@@ -15,7 +15,8 @@ from deltakeeper.evals.generate import encode_prompt
 from deltakeeper.overlay import TenantDelta, attach
 from deltakeeper.study.scorer import EngineScorer
 
-SETTINGS = EngineSettings(kv_bytes=1 << 29, max_running=32)
+SETTINGS = EngineSettings(kv_bytes=1 << 29, max_running=256, max_step_tokens=1024)
+"""Many rows a pass, so that what is read of the base serves many tenants."""
 TENANT = "delta"
 
 
