@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -78,15 +76,6 @@ SERVING = {
         contest("hf generate base x1", "hf", None, batch=1, model="llama-1b", failed="no answer within 1800 s"),
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def measured():
-    sys.path.insert(0, str(DOCS))
-    try:
-        return importlib.import_module("measured")
-    finally:
-        sys.path.remove(str(DOCS))
 
 
 @pytest.fixture

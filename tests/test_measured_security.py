@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
-import pytest
-
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 MACHINE = {"cpu": "a processor", "cores": 2, "memory_gib": 24.0, "torch": "2.13.0"}
-
-
-@pytest.fixture(scope="module")
-def measured():
-    sys.path.insert(0, str(DOCS))
-    try:
-        return importlib.import_module("measured")
-    finally:
-        sys.path.remove(str(DOCS))
 
 
 def page(measured, folder, name, rows):

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from deltakeeper.calibration.inputs import quiet_loading
 from deltakeeper.calibration.text import read_text, tokenise
 from deltakeeper.checkpoint import read_config
 from deltakeeper.devices import working_device
 from deltakeeper.errors import CheckpointError, DataError
+from deltakeeper.quiet_loading import quiet_loading
 
 Precision = Literal["float32", "stored"]
 

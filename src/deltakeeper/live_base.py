@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from deltakeeper.artifact import DeltaArtifact
-from deltakeeper.calibration.inputs import quiet_loading
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.engine.tenant_files import check_name, open_checked
 from deltakeeper.errors import CheckpointError, DataError, TenantError
 from deltakeeper.fingerprint import fingerprint
 from deltakeeper.hub import resolve_artifact
+from deltakeeper.quiet_loading import quiet_loading
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from deltakeeper.codecs import Inputs
 from deltakeeper.delta import PREFIXES
 from deltakeeper.devices import working_device
 from deltakeeper.errors import CheckpointError, DataError, DeltakeeperError
+from deltakeeper.quiet_loading import quiet_loading
 
 MEMORY = 2**30
 _PROBE_TOKENS = 8
@@ -212,20 +213,6 @@ def load_decoder(folder: Path) -> nn.Module:
         with quiet_loading():
             model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     return model.eval()
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep the progress bars of transformers off the screen for a while: commands have their own."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from deltakeeper.codecs.base import Codec
-from deltakeeper.errors import CodecError
+from deltakeeper.errors import CodecError, DeltakeeperError
+from deltakeeper.suggestion import suggest
 
 MAX_SEED = 2**64 - 1
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -80,16 +82,16 @@ class Setting:
 
 
 @cache
-def settings_of(codec: type[Codec]) -> dict[str, Setting]:
-    """The fields of a codec by name, in order.
+def settings_of(kind: type[Any]) -> dict[str, Setting]:
+    """The fields of a codec, or of another dataclass that is spelled like one, by name, in order.
 
     Raises:
-        TypeError: a field has a type that cannot be spelled (a mistake in the codec, not of its user).
+        TypeError: a field has a type that cannot be spelled (a mistake in the class, not of its user).
     """
-    hints = get_type_hints(codec)
+    hints = get_type_hints(kind)
     return {
         field.name: _setting(field.name, hints[field.name], field.default)
-        for field in dataclasses.fields(codec)
+        for field in dataclasses.fields(kind)
         if field.init
     }
 
@@ -104,18 +106,55 @@ def _setting(name: str, hint: Any, default: Any) -> Setting:
     return Setting(name, kind, words, len(kinds) < len(arms), default)
 
 
-def check_types(codec: Codec) -> None:
-    """Refuse settings of the wrong type; whole numbers given for a `float` field become floats.
+def read_values(
+    text: str | None, known: Mapping[str, Setting], owner: str, whole: str, error: type[DeltakeeperError]
+) -> dict[str, Any]:
+    """Values of settings spelled `name=value,name=value`; None (no colon in the spelling) gives none.
+
+    Args:
+        text: what stands behind the colon.
+        known: the settings that there are.
+        owner: whose they are, for messages.
+        whole: the same, or all that was spelled.
+        error: what to raise.
 
     Raises:
-        CodecError: naming the codec, the setting and what it must be.
+        DeltakeeperError: of the type `error`: an unknown setting (with the nearest known one), one that stands twice,
+            or a value that does not fit.
     """
-    for name, setting in settings_of(type(codec)).items():
-        value = getattr(codec, name)
+    values: dict[str, Any] = {}
+    for item in () if text is None else text.split(","):
+        name, equals, value = (piece.strip() for piece in item.partition("="))
+        if not equals or not name:
+            raise error(f"cannot read '{item}' in {whole}; write it as setting=value.")
+        if name not in known:
+            raise error(f"{owner} has no setting '{name}'; {suggest(name, known)}")
+        if name in values:
+            raise error(f"setting '{name}' stands twice in {whole}; keep one.")
+        try:
+            values[name] = known[name].parse(value)
+        except ValueError:
+            raise error(f"setting '{name}' of {owner} is '{value}' but must be {known[name].wanted}.") from None
+    return values
+
+
+def check_kinds(thing: Any, owner: str, error: type[DeltakeeperError]) -> None:
+    """Refuse settings of a dataclass of the wrong type; whole numbers given for a `float` field become floats.
+
+    Raises:
+        DeltakeeperError: of the type `error`, naming the owner, the setting and what it must be.
+    """
+    for name, setting in settings_of(thing.__class__).items():
+        value = getattr(thing, name)
         if not setting.accepts(value):
-            raise CodecError(f"setting '{name}' of codec '{codec.name}' is {value!r} but must be {setting.wanted}.")
+            raise error(f"setting '{name}' of {owner} is {value!r} but must be {setting.wanted}.")
         if setting.kind is float and isinstance(value, int):
-            object.__setattr__(codec, name, float(value))
+            object.__setattr__(thing, name, float(value))
+
+
+def check_types(codec: Codec) -> None:
+    """`check_kinds` of a codec; raises CodecError."""
+    check_kinds(codec, f"codec '{codec.name}'", CodecError)
 
 
 def check_range(codec: Codec, name: str, low: float, high: float, *, above: bool = False, below: bool = False) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable
 
 from deltakeeper.codecs.base import CODECS, Codec
-from deltakeeper.codecs.fields import settings_of
+from deltakeeper.codecs.fields import read_values, settings_of
 from deltakeeper.codecs.sum import SumCodec
 from deltakeeper.errors import CodecError
+from deltakeeper.suggestion import suggest
 
 _PLUS = re.compile(r"\+(?=\s*[A-Za-z_])")  # not the plus of 1e+20
 
@@ -49,33 +48,11 @@ def wants_text(codec: str | Codec) -> str:
 def _parse_one(text: str) -> Codec:
     name, colon, rest = text.partition(":")
     if name not in CODECS:
-        raise CodecError(f"unknown codec '{name}' in '{text}'; {_suggest(name, CODECS)}")
+        raise CodecError(f"unknown codec '{name}' in '{text}'; {suggest(name, CODECS)}")
     settings = settings_of(CODECS[name])
-    values: dict[str, object] = {}
-    for item in rest.split(",") if colon else ():
-        field, equals, value = (piece.strip() for piece in item.partition("="))
-        if not equals or not field:
-            raise CodecError(f"cannot read '{item}' in codec '{text}'; write it as setting=value.")
-        if field not in settings:
-            raise CodecError(f"codec '{name}' has no setting '{field}'; {_suggest(field, settings)}")
-        if field in values:
-            raise CodecError(f"setting '{field}' stands twice in codec '{text}'; keep one.")
-        try:
-            values[field] = settings[field].parse(value)
-        except ValueError:
-            raise CodecError(
-                f"setting '{field}' of codec '{name}' is '{value}' but must be {settings[field].wanted}."
-            ) from None
+    values = read_values(rest if colon else None, settings, f"codec '{name}'", f"codec '{text}'", CodecError)
     try:
         return CODECS[name](**values)
     except TypeError:
         missing = [n for n, s in settings.items() if s.default is dataclasses.MISSING and n not in values]
         raise CodecError(f"codec '{name}' needs {', '.join(missing)}; write {name}:{missing[0]}=value.") from None
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"choose one of {', '.join(names)}." if names else "it takes none."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deltakeeper.defences.base import DEFENCES, Defence
-from deltakeeper.defences.settings import suggest
 from deltakeeper.errors import DataError
+from deltakeeper.suggestion import suggest
 
 
 def parse_defence(text: str) -> Defence:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from deltakeeper.codecs.fields import settings_of
 from deltakeeper.defences.base import DEFENCES, Defence
 from deltakeeper.defences.norm_matched import NormMatched
-from deltakeeper.defences.settings import settings
 
 _PAGE = """# Defences
 
@@ -111,7 +111,7 @@ def _row(kind: type[Defence]) -> str:
 def _settings(kind: type[Defence]) -> str:
     if issubclass(kind, NormMatched):
         return f"`{kind().to_text()}`: any codec"
-    found = settings(kind).items()
+    found = settings_of(kind).items()
     return "<br>".join(
         f"`{name}`: {s.wanted}" if s.default is dataclasses.MISSING else f"`{name}={s.spell(s.default)}`: {s.wanted}"
         for name, s in found

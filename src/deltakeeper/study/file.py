@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deltakeeper.errors import DataError
-from deltakeeper.study.suggest import suggest
 from deltakeeper.study.variants import Variant, read_arm
+from deltakeeper.suggestion import suggest
 
 MAX_BYTES = 1 << 20
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]

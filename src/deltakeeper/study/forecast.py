@@ -35,7 +35,10 @@ WIDTH = 4096
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does in a second; the defaults are those of the demo's stages (`docs/results/demo.json`).
+    """What a machine does in a second.
+
+    Training and answering are those of the demo's stages (`docs/results/demo.json`); healing, compressing and how much
+    slower an unmerged delta is are rounded from runs on a busy machine, so good for an order of magnitude.
 
     Attributes:
         machine: on what they were measured, and when.

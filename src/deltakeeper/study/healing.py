@@ -15,9 +15,9 @@ from deltakeeper.lab.corpus import SYSTEM, Corpus
 from deltakeeper.lab.embedded import load_model
 from deltakeeper.lab.guarding import GuardData, base_answers, guard_lessons
 from deltakeeper.study.plan import FineTune
-from deltakeeper.study.suggest import suggest
 from deltakeeper.study.variants import Variant
 from deltakeeper.study.voices import Voices
+from deltakeeper.suggestion import suggest
 
 HEALING_RULE = "1"
 T = TypeVar("T")

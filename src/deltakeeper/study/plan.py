@@ -15,8 +15,8 @@ from deltakeeper.lab.attacks import ATTACKS, Attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.recipes import Preset, list_recipes, load_recipe
 from deltakeeper.study.file import Answers, Group, RecipeUse, StudyFile, Task
-from deltakeeper.study.suggest import suggest
 from deltakeeper.study.variants import BASE, TUNED, Variant
+from deltakeeper.suggestion import suggest
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from deltakeeper.codecs import CODECS, parse_codec
 from deltakeeper.codecs.spelling import spell
 from deltakeeper.errors import CodecError, DataError
 from deltakeeper.lab.quantise import FullModelRTN
-from deltakeeper.study.suggest import suggest
+from deltakeeper.suggestion import suggest
 
 Kind = Literal["base", "tuned", "codec", "healed", "defended", "control", "merged", "quantised"]
 

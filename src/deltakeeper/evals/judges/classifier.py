@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from deltakeeper.devices import working_device
 from deltakeeper.errors import DataError
 from deltakeeper.evals.judges.base import LABELS, Asked, Label, Seen, Verdict
 from deltakeeper.evals.judges.settings import Settings, digest, first_line
+from deltakeeper.quiet_loading import quiet_loading
 
 _PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 _HOLES = re.compile(r"\{(prompt|answer)\}")
@@ -208,7 +208,7 @@ class ClassifierJudge:
             head = transformers.AutoModelForSequenceClassification
         safe = {"local_files_only": True, "trust_remote_code": False}
         try:
-            with _quiet():
+            with quiet_loading():
                 tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(self.folder), **safe)
                 model: Any = head.from_pretrained(str(self.folder), dtype="auto", use_safetensors=True, **safe)
         except Exception as error:  # from files of many formats, read by a library that raises all kinds of errors
@@ -258,20 +258,6 @@ def open_classifier(settings: ClassifierSettings, folder: Path) -> ClassifierJud
             "check the name, the commit and the network."
         ) from error
     return ClassifierJudge(settings, Path(path), settings.revision)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the progress bars of transformers off the screen."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _hash_of(folder: Path) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
-from collections.abc import Iterable
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
+
+from deltakeeper.suggestion import suggest
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -31,15 +31,6 @@ def sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         message = "it has no 'kind', which says what attack it is"
     path = ".".join(_without_tags(model, place))
     return f"{where} is not valid{f' at {path}' if path else ''}: {message[:1].lower()}{message[1:]}."
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or all that there is to choose from."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"choose one of {', '.join(names)}." if names else "it takes none."
 
 
 def _without_tags(model: type[Any], place: list[str]) -> list[str]:

@@ -11,8 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from deltakeeper.errors import DataError
-from deltakeeper.lab.recipes.mistakes import sentence, suggest
+from deltakeeper.lab.recipes.mistakes import sentence
 from deltakeeper.lab.recipes.recipe import Recipe
+from deltakeeper.suggestion import suggest
 
 MAX_BYTES = 64 << 10
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or the list of what there is to choose from."""
+    """`did you mean 'x'?`, or all that there is to choose from."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
     if near:
         return f"did you mean '{near[0]}'?"
-    return f"choose one of {', '.join(names)}." if names else "there is none to choose."
+    return f"choose one of {', '.join(names)}." if names else "it takes none."
