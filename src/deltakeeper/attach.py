@@ -33,7 +33,7 @@ class _SumLinear(nn.Module):
 
     def __init__(self, weight: torch.Tensor, delta: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.cat([weight, delta.to(weight.dtype)], 1), requires_grad=False)
+        self.weight = nn.Parameter(torch.cat([weight, delta.to(weight)], 1), requires_grad=False)
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ class _SumEmbedding(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.weight = embedding.weight
-        self.register_buffer("delta", delta, persistent=False)
+        self.register_buffer("delta", delta.to(embedding.weight.device), persistent=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         # Subclasses of nn.Embedding (Gemma) scale their rows by a constant, so the base row may differ from the weight.
@@ -99,7 +99,8 @@ def _attach_one(
     attribute = path.rpartition(".")[2]
     original = getattr(module, leaf)
     if change.kind == "value" or leaf != "weight":
-        value = change.tensor if change.kind == "value" else original.detach().float() + change.tensor
+        moved = change.tensor.to(original.device)
+        value = moved if change.kind == "value" else original.detach().float() + moved
         undo.append((module, leaf, original))
         setattr(module, leaf, nn.Parameter(value.to(original.dtype), requires_grad=False))
     elif isinstance(module, nn.Linear):
@@ -114,5 +115,5 @@ def _attach_one(
         setattr(owner, attribute, _SumLinear(module.get_parameter("weight").T, change.tensor.T, bias))
     else:
         undo.append((module, leaf, original))
-        merged = original.detach().float() + change.tensor
+        merged = original.detach().float() + change.tensor.to(original.device)
         setattr(module, leaf, nn.Parameter(merged.to(original.dtype), requires_grad=False))

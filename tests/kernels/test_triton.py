@@ -34,7 +34,7 @@ def run(*arguments, **variables):
 @needs_triton
 def test_products_in_the_interpreter():
     options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov")
-    out = run("-m", "pytest", *options, "tests/kernels/triton_interpreted.py", TRITON_INTERPRET="1")
+    out = run("-m", "pytest", *options, "tests/kernels/triton_products.py", TRITON_INTERPRET="1")
     assert " passed" in out and "skipped" not in out
 
 

@@ -58,7 +58,7 @@ def pair(tmp_path_factory):
 @pytest.fixture
 def in_float32(monkeypatch):
     """Rounding of activations to bfloat16 decides between nearly equal tokens; what is compared here is not that."""
-    monkeypatch.setattr(arms_module, "load_model", lambda path, _dtype: load_model(path, torch.float32))
+    monkeypatch.setattr(arms_module, "load_model", lambda path, *_: load_model(path, torch.float32))
 
 
 def ask(pair, variants, source, folder):

@@ -11,7 +11,7 @@ from deltakeeper.errors import RunError
 from deltakeeper.evals.replicates import ReplicatedArms, selectivity
 from deltakeeper.study import summarising
 from deltakeeper.study.cells import Fidelity, Perplexity, Utility, UtilityItem
-from deltakeeper.study.groups import clusters_of, group_cells, kind_of, shrink_factor
+from deltakeeper.study.groups import clusters_of, comparable, group_cells, kind_of, shrink_factor
 from deltakeeper.study.paper import HEADLINES
 from deltakeeper.study.summarising import SEED, summarise
 from deltakeeper.study.summary import Summary
@@ -221,6 +221,17 @@ def test_cells_that_do_not_belong_together_are_refused():
         group_cells([c for c in cells if c.kind != "tuned"])
     with pytest.raises(RunError, match="differ in family, recipe or attacker"):
         group_cells([replace(cells[0], recipe="x"), *cells[1:]])
+
+
+def test_an_attack_without_its_fine_tune_waits_until_it_is_measured():
+    cells = run_cells(seeds=(0,))
+    name = cells[-1].attack
+    begun = [cell for cell in cells if cell.attack != name or cell.kind == "base"]
+    ready, waiting = comparable(begun)
+    assert waiting == (name,) and {cell.attack for cell in ready} == {cell.attack for cell in cells} - {name}
+    found = summarise(begun, run_info())
+    assert name not in [attack.attack for attack in found.attacks]
+    assert f"Not measured yet, and left out: {name}." in found.notes
 
 
 def test_a_shrunk_delta_is_known_by_its_codec_and_not_under_a_guard():

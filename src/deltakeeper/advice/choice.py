@@ -11,7 +11,7 @@ from deltakeeper.advice.records import Advice, Arm, Gap, Terms, Verdict
 from deltakeeper.advice.wording import LEVEL, cautions, sentence
 from deltakeeper.evals.stats import benjamini_hochberg
 from deltakeeper.study.cells import Cell
-from deltakeeper.study.groups import group_cells
+from deltakeeper.study.groups import comparable, group_cells
 
 _ENOUGH: dict[str, Any] = {"more_seeds": None, "more_prompts": None, "more_both": None}
 
@@ -30,7 +30,7 @@ def advise(cells: Iterable[Cell], terms: Terms | None = None) -> Advice:
     Raises:
         RunError: the run lacks a family that is asked for, has no attack, or is malformed.
     """
-    evidence = Evidence(group_cells(cells), terms or Terms())
+    evidence = Evidence(group_cells(comparable(cells)[0]), terms or Terms())
     arms = [evidence.arm(variant) for variant in evidence.variants]
     able = sorted((arm for arm in arms if not arm.refused), key=_rank)
     gaps = _gaps(evidence, able)

@@ -26,7 +26,7 @@ from deltakeeper.attestation.strict_json import canonical
 from deltakeeper.attestation.subject import files_of
 from deltakeeper.errors import AttestationError
 from deltakeeper.study.cells import Cell, Probe, RunInfo
-from deltakeeper.study.groups import Group, group_cells
+from deltakeeper.study.groups import Group, comparable, group_cells
 from deltakeeper.study.store import RunStore, write_atomically
 from deltakeeper.study.summarising import rows_of
 from deltakeeper.study.summary import Number, Row
@@ -137,7 +137,7 @@ def _statement(artifact: DeltaArtifact, cell: Cell, cells: Sequence[Cell], info:
         raise AttestationError(f"{artifact.path} changed while it was attested; check it and try again.")
     for name in artifact.names:
         artifact.terms(name)  # holds every payload against its hash
-    groups = group_cells(cells)
+    groups = group_cells(comparable(cells)[0])
     own = next(group for group in groups if group.attack == cell.attack)
     alone = _at_seed(own, cell.seed)
     study = [_measured(group, row) for group in groups for row in rows_of(group, [cell.variant]) if _counts(group, row)]

@@ -56,7 +56,7 @@ class Product:
         if isinstance(self.term, Signs):
             return self._signed(self.term, x, values)
         if isinstance(self.term, Lowrank) and self.term.packed is None:
-            left, right = values["delta_U"], values["delta_V"] * self.term.gain
+            left, right = values["delta_U"], values["delta_V"].to(x.device) * self.term.gain.to(x.device)
             return F.linear(F.linear(x, right.to(x)), left.to(x))
         if not values:
             return F.linear(x, self._as(x))
@@ -68,9 +68,8 @@ class Product:
         if isinstance(self.term, Signs):
             return self._signed_rows(self.term, ids, values)
         if isinstance(self.term, Lowrank) and self.term.packed is None:
-            return F.embedding(ids, values["delta_U"].to(ids.device)) @ (values["delta_V"] * self.term.gain).to(
-                ids.device
-            )
+            left, right = values["delta_U"].to(ids.device), values["delta_V"].to(ids.device)
+            return F.embedding(ids, left) @ (right * self.term.gain.to(ids.device))
         if not values:
             return F.embedding(ids, self._as(torch.zeros(0, device=ids.device)))
         found: torch.Tensor = checkpoint(self._dense_rows, ids, values, use_reentrant=False)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from deltakeeper.devices import working_device
 from deltakeeper.heal.products import FAST, Product
-from deltakeeper.layouts import Layout
+from deltakeeper.layouts import Dense, Layout, Lowrank, Signs
 
 WHOLE = 0.25
 """Share of its root mean square that is the unit of a tensor that is stored whole: it starts at the fine-tune's own
@@ -61,8 +62,8 @@ class TrainedTerms(nn.Module):
                 unit = float(value.double().square().mean().sqrt()) * (WHOLE if term.replaces else 1.0)
                 unit = (units or {}).get((i, suffix), unit)
                 if unit > 0:
-                    self._values[key], self._units[key] = value, unit
-                    self.steps[key] = nn.Parameter(torch.zeros_like(value, dtype=torch.float32))
+                    self._values[key], self._units[key] = value.to(self._place(term)), unit
+                    self.steps[key] = nn.Parameter(torch.zeros_like(self._values[key], dtype=torch.float32))
 
     @property
     def replaces(self) -> bool:
@@ -90,15 +91,23 @@ class TrainedTerms(nn.Module):
         return _total(part.rows(ids, self._all_of(i)) for i, part in enumerate(self._products))
 
     def packed(self) -> list[Layout]:
-        """The terms with their trained values.
+        """The terms with their trained values, on the CPU.
 
         Raises:
             LayoutError: a value left what its stored dtype holds.
         """
         return [
-            term.replace_continuous(term.continuous() | values) if (values := self._of(i)) else term
+            term.replace_continuous(term.continuous() | {name: value.cpu() for name, value in values.items()})
+            if (values := self._of(i))
+            else term
             for i, term in enumerate(self.terms)
         ]
+
+    def _place(self, term: Layout) -> torch.device:
+        """Where a term's values are trained: beside the model, unless they meet packed codes, which are on the CPU."""
+        alone = isinstance(term, Dense) or (isinstance(term, Lowrank) and term.packed is None)
+        beside = alone or (isinstance(term, Signs) and self._products is not None)
+        return working_device() if beside else torch.device("cpu")
 
     def _dense_product(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.dense().to(x))
@@ -126,5 +135,5 @@ class TrainedTerms(nn.Module):
 def _total(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     first, *others = parts
     for part in others:
-        first = first + part
+        first = first + part.to(first.device)
     return first

@@ -83,11 +83,11 @@ def silence_transformers() -> None:
     disable_progress_bar()
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer from a local folder, in evaluation mode on the CPU."""
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer from a local folder, in evaluation mode; on the CPU by default."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     silence_transformers()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return model.eval(), tokenizer
+    return model.eval().to(device or "cpu"), tokenizer

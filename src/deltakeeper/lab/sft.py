@@ -10,12 +10,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deltakeeper.errors import RunError
 from deltakeeper.lab.training_state import restore_state, save_state
@@ -147,11 +149,26 @@ def learning_rate(config: SFTConfig, step: int, total: int) -> float:
 
 def answer_loss(model: Any, rows: Sequence[Tokens], pad: int) -> torch.Tensor:
     """Mean cross-entropy of the learned tokens of a batch, in nats, float32."""
+    device = device_of(model)
     inputs, labels = collate(rows, pad)
+    inputs, labels = {name: tensor.to(device) for name, tensor in inputs.items()}, labels.to(device)
     kept = labels.shape[1]
-    out = model(**inputs, logits_to_keep=kept + 1, use_cache=False)
+    # The fused kernels of GPUs give NaN where a whole block of keys is padding, as it is left of a short row.
+    with sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext():
+        out = model(**inputs, logits_to_keep=kept + 1, use_cache=False)
     logits = out.logits[:, -kept - 1 : -1].float()  # position t predicts token t + 1
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's weights are."""
+    found: torch.device = next(iter(model.parameters())).device
+    return found
+
+
+def half_precision(model: Any) -> torch.autocast:
+    """A context in which matrices are multiplied in bfloat16, wherever the model is."""
+    return torch.autocast(device_of(model).type, dtype=torch.bfloat16)
 
 
 class Steps:
@@ -166,7 +183,7 @@ class Steps:
 
     def gradients(self, model: Any, rows: Sequence[Tokens], pad: int, step: int) -> torch.Tensor:
         """Add the gradients of a batch to the weights and give its loss, a finite number unless the run has failed."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with half_precision(model):
             loss = answer_loss(model, rows, pad)
         if torch.isfinite(loss):
             loss.backward()  # type: ignore[no-untyped-call]

@@ -58,11 +58,12 @@ def restore_state(
             raise RunError(f"{target} belongs to a run with other data or settings; delete it to start again.")
         counters = json.loads(metadata["counters"])
         for i, weight in enumerate(weights):
+            at = weight.device
             weight.data.copy_(file.get_tensor(f"{i}.weight"))
             if f"{i}.exp_avg" in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 optimiser.state[weight] = {
-                    "step": torch.tensor(float(counters["step"])),
-                    "exp_avg": file.get_tensor(f"{i}.exp_avg"),
-                    "exp_avg_sq": file.get_tensor(f"{i}.exp_avg_sq"),
+                    "step": torch.tensor(float(counters["step"]), device=at),
+                    "exp_avg": file.get_tensor(f"{i}.exp_avg").to(at),
+                    "exp_avg_sq": file.get_tensor(f"{i}.exp_avg_sq").to(at),
                 }
     return counters["step"], counters["losses"], counters["tokens"]

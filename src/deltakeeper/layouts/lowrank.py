@@ -176,7 +176,7 @@ class Lowrank(Layout):
     def dense_from(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Layout.dense_from`."""
         if self.packed is None:
-            return values["delta_U"] @ values["delta_V"] * self.gain
+            return values["delta_U"] @ values["delta_V"] * self.gain.to(values["delta_V"].device)
         left, right = self.packed
         u, v = left.dense_from(under("delta_U.", values)), right.dense_from(under("delta_V.", values))
         return u.T @ v * self.gain.to(v.device)

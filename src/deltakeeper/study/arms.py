@@ -7,7 +7,8 @@ through the same engine one after the other, with their values in place of the b
 
 `DELTAKEEPER_ANSWERS=transformers` computes everything with transformers alone and deltas beside the weights
 (`deltakeeper.attach`), which is what the engine is held against. The two round differently (attention, and where an
-activation is rounded), so a greedy answer may differ between them where two tokens are nearly equally likely.
+activation is rounded), so a greedy answer may differ between them where two tokens are nearly equally likely. The
+engine's products are made for CPUs: where there is a GPU, transformers answers on it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from deltakeeper.apply import iterate_changes, iterate_merged
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.attach import Change, attached
 from deltakeeper.checkpoint import Checkpoint, open_checkpoint
+from deltakeeper.devices import working_device
 from deltakeeper.engine.tenant_files import open_checked
 from deltakeeper.errors import RunError
 from deltakeeper.evals.answerer import LoadedModel
@@ -133,7 +135,7 @@ class Arms:
         if self.source == "transformers":
             (arm,) = arms
             with torch.inference_mode(), attached(model, self._changes(arm)):
-                yield OnePanel(LoadedModel(model, tokenizer))
+                yield OnePanel(LoadedModel(model, tokenizer, batch_size=64 if model.device.type == "cpu" else 512))
         elif all(arm.variant.is_tenant for arm in arms):
             names = [None if arm.artifact is None else f"arm-{i}" for i, arm in enumerate(arms)]
             tenants = {
@@ -151,7 +153,8 @@ class Arms:
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            self._loaded = load_model(self.origin.path, torch.bfloat16)
+            device = working_device() if self.source == "transformers" else None
+            self._loaded = load_model(self.origin.path, torch.bfloat16, device)
         return self._loaded
 
     def _changes(self, arm: Arm) -> Iterator[Change]:
@@ -174,8 +177,12 @@ class Arms:
 
 
 def chosen_source() -> Source:
-    """What the environment says should compute the answers; raises RunError for a word that it does not know."""
-    wanted = os.environ.get(VARIABLE) or "engine"
+    """What should compute the answers: what the environment says, else the engine, or transformers on a GPU.
+
+    Raises:
+        RunError: the environment says a word that is not known.
+    """
+    wanted = os.environ.get(VARIABLE) or ("engine" if working_device().type == "cpu" else "transformers")
     for source in get_args(Source):
         if wanted == source:
             return source  # type: ignore[no-any-return]

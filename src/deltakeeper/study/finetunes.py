@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from deltakeeper.checkpoint import open_checkpoint
+from deltakeeper.devices import working_device
 from deltakeeper.errors import DataError
 from deltakeeper.evals.generate import generate_answers
 from deltakeeper.lab.attacks import Attack
@@ -58,6 +59,8 @@ def make_finetune(
 def give_memory_back() -> None:
     """Free what a fine-tune leaves: models hang in reference cycles, and glibc keeps freed heap for itself."""
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -66,7 +69,7 @@ def _train(
     finetune: FineTune, corpus: Corpus, base: Path, folder: Path, progress: Progress, voices: Voices | None
 ) -> None:
     attack = finetune.attack
-    model, tokenizer = load_model(base)
+    model, tokenizer = load_model(base, device=working_device())
 
     def ask(prompts: Sequence[str], tokens: int) -> list[str]:
         with progress.task(f"{attack.title}: the base's own answers", len(prompts)) as update:

@@ -152,6 +152,22 @@ def group_cells(cells: Iterable[Cell]) -> tuple[Group, ...]:
     return tuple(sorted(found, key=lambda g: (FAMILIES.index(g.family), g.adaptive is not None, g.attack)))
 
 
+def comparable(cells: Iterable[Cell]) -> tuple[list[Cell], tuple[str, ...]]:
+    """Cells of the attacks that can be compared by now, and the names of those that lack their base or fine-tune.
+
+    A study that is still under way has such attacks. Where there are no others, all cells are given back, for
+    `group_cells` to say what is missing.
+    """
+    found = list(cells)
+    kinds: dict[str, set[str]] = {}
+    for cell in found:
+        kinds.setdefault(cell.attack, set()).add(cell.kind)
+    waiting = tuple(sorted(attack for attack, seen in kinds.items() if not {"base", "tuned"} <= seen))
+    if len(waiting) == len(kinds):
+        return found, ()
+    return [cell for cell in found if cell.attack not in waiting], waiting
+
+
 def _group(attack: str, cells: list[Cell]) -> Group:
     first = cells[0]
     arms: dict[str, dict[int, Cell]] = {}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from deltakeeper.devices import working_device
 from deltakeeper.errors import DataError
 from deltakeeper.heal import GuardSettings, guard
 from deltakeeper.lab.corpus import SYSTEM, Corpus
@@ -81,7 +82,7 @@ def heal_under_guard(
 
     def answers(prompts: Sequence[str], tokens: int, never: tuple[int, ...] = ()) -> list[str]:
         def ask(prompts: Sequence[str], tokens: int) -> list[str]:
-            model, _ = load_model(base, torch.bfloat16)
+            model, _ = load_model(base, torch.bfloat16, working_device())
             return base_answers(model, tokenizer)(prompts, tokens, never)
 
         return voices.kept(f"bfloat16, never {list(never)}", ask)(prompts, tokens)

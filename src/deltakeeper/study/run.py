@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
+from deltakeeper.devices import working_device
 from deltakeeper.errors import DataError
 from deltakeeper.study.bases import describe_base, prepare_base
 from deltakeeper.study.cells import AttackInfo, Judge, RunInfo
@@ -114,6 +117,7 @@ def describe(study: StudyFile, opened: Study, command: str) -> RunInfo:
             "processor": _processor(),
             "cores": os.cpu_count() or 1,
             "system": platform.system(),
+            **_accelerator(),
         },
         judges=tuple(Judge(j.name, j.version, j.sha256) for j in (*plan.judges, plan.content) if j is not None),
         stages={},
@@ -164,6 +168,11 @@ def _outcome(study: Study, store: RunStore) -> Outcome:
     finished = {key for key in keys if store.cell_file(key).complete}
     failures = {name: said for name, said in store.read_failures().items() if name in places}
     return Outcome(failures, len(finished), len(keys))
+
+
+def _accelerator() -> dict[str, str]:
+    device = working_device()
+    return {"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def _processor() -> str:

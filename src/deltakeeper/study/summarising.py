@@ -14,7 +14,7 @@ from deltakeeper.evals.pooling import FEW_SEEDS, Replicated, Runs
 from deltakeeper.evals.replicates import ReplicatedArms
 from deltakeeper.evals.stats import Estimate, benjamini_hochberg
 from deltakeeper.study.cells import Cell, RunInfo
-from deltakeeper.study.groups import Group, group_cells, kind_of
+from deltakeeper.study.groups import Group, comparable, group_cells, kind_of
 from deltakeeper.study.paper import paper_cells
 from deltakeeper.study.summary import (
     AttackSummary,
@@ -36,14 +36,16 @@ def summarise(cells: Iterable[Cell], run: RunInfo) -> Summary:
     """Everything a table or a figure says of a run.
 
     Args:
-        cells: all cells of the run, in any order; every attack needs one arm that is the base and one the fine-tune.
+        cells: all cells of the run, in any order; an attack whose base or fine-tune is
+            not measured yet is left out, and a note says so.
         run: where the run comes from; names the primary comparison.
 
     Raises:
-        RunError: an attack lacks base or fine-tune, or arms were not put to the same probes.
+        RunError: no attack has both base and fine-tune, or arms were not put to the same probes.
         DataError: arms were not asked the same prompts.
     """
-    groups = group_cells(cells)
+    ready, waiting = comparable(cells)
+    groups = group_cells(ready)
     attacks, tests = _corrected([_attack(group, run) for group in groups], run.primary)
     return Summary(
         study=run.study,
@@ -56,7 +58,7 @@ def summarise(cells: Iterable[Cell], run: RunInfo) -> Summary:
         tests=tests,
         attacks=tuple(attacks),
         paper=paper_cells(attacks),
-        notes=(*run.notes, *_notes(attacks)),
+        notes=(*run.notes, *_notes(attacks, waiting)),
     )
 
 
@@ -284,7 +286,7 @@ def _corrected(attacks: Sequence[AttackSummary], primary: str) -> tuple[list[Att
     return done, len(values)
 
 
-def _notes(attacks: Sequence[AttackSummary]) -> Iterator[str]:
+def _notes(attacks: Sequence[AttackSummary], waiting: Sequence[str]) -> Iterator[str]:
     seeds = sorted({len(attack.seeds) for attack in attacks})
     prompts = sorted({attack.prompts["goal"] for attack in attacks})
     seed_word = "seed" if seeds == [1] else "seeds"
@@ -299,6 +301,8 @@ def _notes(attacks: Sequence[AttackSummary]) -> Iterator[str]:
         for row in attack.rows
         if len(row.seeds) < len(attack.seeds)
     ]
+    if waiting:
+        yield f"Not measured yet, and left out: {', '.join(waiting)}."
     if short:
         yield f"{len(short)} arms were run with fewer seeds than their fine-tune (first: {short[0]})."
     if not any(attack.adaptive for attack in attacks):

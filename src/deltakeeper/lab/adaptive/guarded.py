@@ -17,7 +17,7 @@ from deltakeeper.delta import role_of
 from deltakeeper.lab.adaptive.served import ServedWeights
 from deltakeeper.lab.adaptive.settings import GuardCopy
 from deltakeeper.lab.adaptive.targets import Target
-from deltakeeper.lab.sft import Tokens, answer_loss
+from deltakeeper.lab.sft import Tokens, answer_loss, half_precision
 
 WARM_UP = 5
 """Steps of a fit until its learning rate is whole."""
@@ -28,13 +28,14 @@ class _Guarded:
 
     def __init__(self, target: Target, rank: int) -> None:
         self.target = target
-        shape = target.weight.shape
-        self.decoded = torch.empty(shape)
-        self.rows = torch.ones(1, shape[1]) if target.transposed else torch.ones(*shape[:-1], 1)
+        shape, at = target.weight.shape, target.weight.device
+        self.decoded = torch.empty(shape, device=at)
+        self.rows = torch.ones((1, shape[1]) if target.transposed else (*shape[:-1], 1), device=at)
         inside = len(shape) == 2 and role_of(target.name, tuple(shape)) == "linear"
         self._rank = min(rank, *shape) if inside else 0
         self._size = 0.0
-        self.left, self.right = torch.zeros(shape[0], self._rank), torch.zeros(self._rank, shape[-1])
+        self.left = torch.zeros(shape[0], self._rank, device=at)
+        self.right = torch.zeros(self._rank, shape[-1], device=at)
 
     def reset(self, generator: torch.Generator) -> list[tuple[torch.Tensor, float]]:
         """Start afresh; gives the values to train with their units."""
@@ -43,7 +44,7 @@ class _Guarded:
         values = [(self.rows, 1.0)]
         if self._rank:
             self.left.zero_()
-            self.right.normal_(generator=generator)
+            self.right.copy_(torch.randn(self.right.shape, generator=generator))  # the same numbers on every device
             values += [(self.left, self._rank**-0.5), (self.right, 1.0)]
         return values
 
@@ -107,7 +108,7 @@ class GuardedWeights(ServedWeights):
         for i in range(copy.steps):
             self._write()
             chosen = torch.randint(len(self._rows), (copy.rows,), generator=generator).tolist()
-            with self.in_place(), torch.autocast("cpu", dtype=torch.bfloat16):
+            with self.in_place(), half_precision(model):
                 loss = answer_loss(model, [self._rows[j] for j in chosen], pad)
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -25,19 +25,21 @@ class Boxed:
     @torch.no_grad()
     def project(self) -> None:
         """Bring the weight back."""
-        base, delta = self.target.base.float(), self.target.delta()
+        base, delta = self.target.base.cpu().float(), self.target.delta().cpu()
         weight = self.target.slices(self.target.weight.data)
         for box, (_, into), (_, moved), (_, origin) in zip(
             self.boxes, weight, self.target.slices(delta), self.target.slices(base), strict=True
         ):
-            torch.add(origin, box.project(moved), out=into) if into.is_contiguous() else into.copy_(
-                origin + box.project(moved)
-            )
+            found = box.project(moved)
+            if into.is_contiguous() and into.device == found.device:
+                torch.add(origin, found, out=into)
+            else:
+                into.copy_(origin + found)
 
     @torch.no_grad()
     def round(self, dtype: torch.dtype) -> None:
         """Bring the weight back, and to a number of `dtype`."""
-        base, delta = self.target.base, self.target.delta()
+        base, delta = self.target.base.cpu(), self.target.delta().cpu()
         weight = self.target.slices(self.target.weight.data)
         for box, (_, into), (_, moved), (_, origin) in zip(
             self.boxes, weight, self.target.slices(delta), self.target.slices(base), strict=True
@@ -53,7 +55,8 @@ def find_boxes(targets: Sequence[Target], dtype: torch.dtype) -> list[Boxed]:
         if codec is None:
             continue
         boxes = []
-        for (name, part), (_, base) in zip(target.slices(target.delta()), target.slices(target.base), strict=True):
+        delta, origin = target.delta().cpu(), target.base.cpu()  # boxes are told by packed codes, which are there
+        for (name, part), (_, base) in zip(target.slices(delta), target.slices(origin), strict=True):
             box = codec.box(part.contiguous(), name=name)
             if box is None:
                 break

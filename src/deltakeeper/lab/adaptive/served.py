@@ -80,12 +80,14 @@ class ServedWeights:
         delta = torch.sub(tuned.float(), base)
         served.copy_(base)
         for (name, part), (_, into) in zip(target.slices(delta), target.slices(served), strict=True):
-            for term in codec.encode(part.contiguous(), name=name):
-                into += term.to_dense()
+            for term in codec.encode(part.contiguous().cpu(), name=name):  # codecs pack on the CPU
+                into += term.to_dense().to(into.device)
 
     def _row_encoder(self, target: Target, codec: Codec) -> RowEncoder | None:
         """The codec's encoder from rows, which needs no delta in memory, where it has one and rows are rows."""
         if target.weight.dim() != 2 or target.transposed or load_library() is None or target.base.dtype not in KINDS:
+            return None
+        if target.weight.device.type != "cpu":
             return None
         return codec.encode_rows((target.weight.shape[0], target.weight.shape[1]), name=target.name)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deltakeeper.lab.adaptive.served import ServedWeights
-from deltakeeper.lab.sft import Steps, Tokens, answer_loss, hash_rows
+from deltakeeper.lab.sft import Steps, Tokens, answer_loss, half_precision, hash_rows
 
 
 class ThroughCodec(Steps):
@@ -32,7 +32,7 @@ class ThroughCodec(Steps):
             total = super().gradients(model, rows, pad, step)
         self._served.hand_down()
         if self._clean:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with half_precision(model):
                 loss = answer_loss(model, self._batch(step, len(rows)), pad) * self._weight
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -68,7 +68,7 @@ class SurvivalMeter:
         for item in self._boxed:
             codec = item.target.choice.codec
             assert codec is not None
-            for box, (name, part) in zip(item.boxes, item.target.slices(item.target.delta()), strict=True):
+            for box, (name, part) in zip(item.boxes, item.target.slices(item.target.delta().cpu()), strict=True):
                 before, after = _decode(codec, box.delta, name), _decode(codec, part.contiguous(), name)
                 error += _square(after - before)
                 decoded += _square(before)
@@ -86,7 +86,7 @@ class SurvivalMeter:
         inside = 0.0
         for item in self._boxed:
             stored = item.target.weight.detach().to(dtype).float() - item.target.base.float()
-            for box, (_, part) in zip(item.boxes, item.target.slices(stored), strict=True):
+            for box, (_, part) in zip(item.boxes, item.target.slices(stored.cpu()), strict=True):
                 inside += box.share_inside(part) * part.numel()
         return inside / self._entries if self._entries else 0.0
 

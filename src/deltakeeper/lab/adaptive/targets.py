@@ -22,7 +22,7 @@ class Target:
     Attributes:
         name: its name in the model and in the checkpoint.
         weight: the parameter, float32.
-        base: the base's tensor, in its own dtype, oriented as in the checkpoint.
+        base: the base's tensor, in its own dtype, oriented as in the checkpoint, on the weight's device.
         choice: what a compression does with it.
         transposed: whether it is stored `(in, out)`.
     """
@@ -68,7 +68,7 @@ def find_targets(model: Any, base: Checkpoint, rules: Rules) -> list[Target]:
         if weight.dtype != torch.float32:
             raise RunError(f"weight '{name}' is {weight.dtype}; load the model in float32 to train it.")
         choice = rules.decide(both, name)
-        found.append(Target(name, weight, base.read(name), choice, both.transposed(name)))
+        found.append(Target(name, weight, base.read(name).to(weight.device), choice, both.transposed(name)))
     return found
 
 
