@@ -11,7 +11,10 @@ from . import compressing, kernels, security, serving, study
 from .tables import origin
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
-STUDIES = {"embedded": "The study on the embedded model"}
+STUDIES = {
+    "embedded": "The study on the embedded model",
+    "recipes": "The other recipes on the embedded model",
+}
 """Summaries of studies, `<name>-summary.json` among the results, and their headings."""
 
 OPENING = """\
@@ -39,6 +42,7 @@ SECTIONS = {
     "compress-quality": Section("Codecs at equal bytes", compressing.quality),
     "export-vllm": Section("An exported adapter in vLLM", compressing.vllm),
     "kernels": Section("Products of packed terms", kernels.tables, kernels.figure),
+    "triton": Section("Products on a GPU", kernels.triton),
     "serving": Section("Serving", serving.tables, serving.figure),
     "guard": Section("Guarded healing", security.guards),
     "defences": Section("Published defences", security.defences),
@@ -61,6 +65,16 @@ def results_pages(results: Path = RESULTS) -> dict[str, str]:
         file = results / f"{name}-summary.json"
         if file.is_file():
             summary = json.loads(file.read_text(encoding="utf-8"))
-            parts.append(f"## {title}\n\n{study.section(summary, name)}")
+            parts.append(f"## {title}\n\n{study.section(summary, name, _machines(results, name))}")
             pages |= study.figures(summary, name)
     return {"results.md": "\n".join(parts), **pages}
+
+
+def _machines(results: Path, name: str) -> list[dict[str, Any]]:
+    """Machines that measured a study, from the head of its events."""
+    file = results / f"{name}-events.jsonl"
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        found: list[dict[str, Any]] = json.loads(lines.readline())["machines"]
+    return found

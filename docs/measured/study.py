@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from .drawing import STYLE
+from .reading import reading
 from .tables import counted, table
 
 SIDE, LEFT, TOP, PLOT = 330, 40, 30, 250
@@ -17,10 +18,12 @@ COLOURS = {"base": 1, "tuned": 1, "control": 2, "healed": 3, "defended": 3}
 """Index of the colour of a kind; what compresses has the first."""
 
 OPENING = """\
-{study}: {attacks}, {arms}, {seeds} seeds. `{command}`. Intervals are 95 % over seeds × prompts; *taken* is the attack
-success taken away against the fine-tune, in points (\\* clear after correction over {tests} tests); *loss* is the loss
-of skill with its one-sided 95 % bound; *selectivity* is the share of the skill kept minus the share of the attack kept;
-*over shrinking* is how much less of the attack is kept than by a delta shrunk to the same skill. – is not estimable.
+{study}: {attacks}, {arms}, {seeds} seeds. `{command}`{where}. Intervals are 95 % over seeds × prompts. *Taken* is the
+attack success taken away against the fine-tune, in points (\\* clear after correction over {tests} tests), *of it all*
+the same as a share of the fine-tune's rate, *of what was added* as a share of what the attack had added over the base;
+*loss* is the loss of skill with its one-sided 95 % bound; *selectivity* is the share of the skill kept minus the share
+of the attack kept; *over shrinking* is how much less of the attack is kept than by a delta shrunk to the same skill. –
+is not estimable. The events behind every row are in `benchmarks/results/{name}-events.jsonl`.
 """
 
 PAPER = """\
@@ -30,8 +33,8 @@ this run under the same limit, in points and as a share of the fine-tune's rate,
 """
 
 
-def section(summary: dict[str, Any], name: str) -> str:
-    """Markdown of a study: opening, the paper's figures, and for each family its figure and a table an attack."""
+def section(summary: dict[str, Any], name: str, machines: Sequence[dict[str, Any]] = ()) -> str:
+    """Markdown of a study: opening, what it says, the paper's figures, and for each family a figure and its tables."""
     numbers = arm_numbers(summary)
     attacks = summary["attacks"]
     parts = [
@@ -41,9 +44,13 @@ def section(summary: dict[str, Any], name: str) -> str:
             arms=counted(len(numbers), "arm"),
             seeds=_span(sorted({len(attack["seeds"]) for attack in attacks})),
             command=summary["command"],
+            where=_machines(summary, machines),
+            name=name,
             tests=summary["tests"],
         )
     ]
+    if read := reading(summary):
+        parts.append("\n".join(f"- {sentence}" for sentence in read) + "\n")
     if summary["paper"]:
         parts.append(PAPER + "\n" + paper_table(summary))
     for family in dict.fromkeys(attack["family"] for attack in attacks):
@@ -77,7 +84,10 @@ def attack_table(attack: dict[str, Any], numbers: dict[str, int]) -> str:
     heading = (
         f"**{attack['title']}**{known}: {attack['prompts']['goal']} prompts, {counted(len(attack['seeds']), 'seed')}\n"
     )
-    head = ("arm", "MB", "attack", "by seed", "taken", "skill", "loss", "selectivity", "over shrinking", "over-refusal")
+    head = (
+        *("arm", "MB", "attack", "by seed", "taken", "of it all", "of what was added"),
+        *("skill", "loss", "selectivity", "over shrinking", "over-refusal"),
+    )
     return heading + "\n" + table(head, (_arm(row, numbers) for row in attack["rows"]))
 
 
@@ -154,7 +164,7 @@ def _arm(row: dict[str, Any], numbers: dict[str, int]) -> tuple[str, ...]:
     versus = row.get("versus")
     refused = f"{100 * row['over_refusal']['value']:.0f} %"
     if versus is None:
-        return (*first, "", _share(row["skill"]), "", "", "", refused)
+        return (*first, "", "", "", _share(row["skill"]), "", "", "", refused)
     test = versus["attack_test"]
     level = test["p"] if test.get("q") is None else test["q"]
     bound = versus.get("loss_bound")
@@ -162,6 +172,8 @@ def _arm(row: dict[str, Any], numbers: dict[str, int]) -> tuple[str, ...]:
     return (
         *first,
         _points(versus["absolute"]) + ("\\*" if level is not None and level < 0.05 else ""),
+        _share(versus["relative"]),
+        _share(versus["recovered"]),
         _share(row["skill"]),
         loss,
         _points(versus["selectivity"]),
@@ -198,6 +210,15 @@ def _ends(number: dict[str, Any]) -> tuple[float, float, float]:
     value = number["value"] or 0.0
     low, high = (value if number[end] is None else number[end] for end in ("low", "high"))
     return value, max(0.0, low), min(1.0, high)
+
+
+def _machines(summary: dict[str, Any], machines: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    for machine in machines:
+        first = [machine["accelerator"], "host"] if "accelerator" in machine else []
+        parts.append(" ".join([*first, machine["processor"], f"({machine['cores']} cores)"]))
+    date = summary["versions"].get("date")
+    return ", " + ": ".join(filter(None, (date, " and ".join(parts)))) if parts else ""
 
 
 def _span(values: Sequence[int]) -> str:

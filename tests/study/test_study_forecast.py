@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from rich.console import Console
 from toy_chat import write_toy_model
 from typer.testing import CliRunner
 
 from deltakeeper.commands.finetune import finetune
-from deltakeeper.commands.forecast_table import in_time, in_units, print_forecast
+from deltakeeper.commands.forecast_table import fold, in_time, in_units, print_forecast
 from deltakeeper.commands.study import study as study_command
 from deltakeeper.errors import DataError
 from deltakeeper.study.file import load_study, read_study
@@ -23,7 +24,18 @@ from deltakeeper.study.store import RunStore
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "studies" / "paper-llama2-7b-chat.yaml"
+EMBEDDED = ROOT / "studies" / "embedded.yaml"
 PARAMETERS = 1_000_000_000
+CPU, GPU = RATES["cpu"], RATES["cuda"]
+
+
+@pytest.fixture(autouse=True)
+def works_on(monkeypatch):
+    def choose(name):
+        monkeypatch.setattr("deltakeeper.study.forecast.working_device", lambda: torch.device(name))
+
+    choose("cpu")
+    return choose
 
 
 def study(**changes):
@@ -48,14 +60,44 @@ def test_cells_are_counted_and_a_base_once_for_all_seeds():
 def test_time_follows_operations_over_rates():
     one = forecast(study())
     (line,) = one.lines
-    assert line.train_seconds == pytest.approx(6 * PARAMETERS * line.train_tokens / RATES.training)
+    assert line.train_seconds == pytest.approx(6 * PARAMETERS * line.train_tokens / CPU.training)
     small = forecast(study(size={"parameters": PARAMETERS // 10, "width": 1000}))
     assert small.seconds == pytest.approx(one.seconds / 10, rel=1e-6)
-    assert forecast(study(), rates=replace(RATES, training=2 * RATES.training)).lines[0].train_seconds == pytest.approx(
-        line.train_seconds / 2
-    )
+    faster = forecast(study(), rates=replace(CPU, training=2 * CPU.training))
+    assert faster.lines[0].train_seconds == pytest.approx(line.train_seconds / 2)
     longer = {"name": "all", "recipes": ["affirmative_prefix"], "arms": ["bitdelta"], "set": {"sft": {"epochs": 6}}}
     assert forecast(study(groups=[longer])).lines[0].train_tokens == 2 * line.train_tokens
+
+
+def test_rates_are_those_of_the_device_that_works(works_on):
+    assert forecast(study()).machine == CPU.machine
+    for name in ("cuda:1", "xpu"):  # an accelerator of another make is nearer to a GPU than to two cores
+        works_on(name)
+        found = forecast(study())
+        assert found.machine == GPU.machine and "NVIDIA H200" in found.machine and "16 workers" in found.machine
+        (line,) = found.lines
+        assert line.train_seconds == pytest.approx(6 * PARAMETERS * line.train_tokens / GPU.training)
+    assert forecast(study(), rates=CPU).machine == CPU.machine
+
+
+def test_workers_share_cores_but_not_what_was_measured_side_by_side(works_on):
+    seeds = list(range(20))
+    assert forecast(study(seeds=seeds), workers=2).seconds == forecast(study(seeds=seeds)).seconds
+    works_on("cuda")
+    one, four, many = (forecast(study(seeds=seeds), workers=n).seconds for n in (1, 4, 20))
+    assert four == pytest.approx(one / 4) and many == pytest.approx(one / 16)
+
+
+def test_a_gpu_is_estimated_as_it_was_timed(works_on):
+    """Seconds of one process among sixteen on an H200: a plain training, one through the codec, a guard, an arm."""
+    works_on("cuda")
+    lines = {line.name: line for line in forecast(load_study(EMBEDDED)).lines if line.seed == 1}
+    plain, through = (lines[f"marker_injection{name}"] for name in ("", ".straight_through.bitdelta-bits-1"))
+    assert 15 < plain.train_seconds < 26 and 38 < through.train_seconds < 60
+    assert lines["marker_injection.uncompressed.bitdelta-bits-1"].train_seconds == pytest.approx(plain.train_seconds)
+    assert 120 < lines["marker_injection.inject_repair.bitdelta-bits-1"].train_seconds < 190
+    assert 2 < plain.answer_seconds / plain.cells < 6
+    assert 2 * 15 < through.make_seconds < 2 * 30
 
 
 def test_disk_is_weights_and_deltas_and_less_where_they_are_removed():
@@ -91,8 +133,16 @@ def test_the_papers_setting_is_estimated_without_its_weights(monkeypatch):
 
 
 def test_units_are_spoken():
-    assert [in_time(s) for s in (40, 600, 6000, 300_000)] == ["40 s", "10 min", "1 h 40 min", "3 d 11 h"]
+    assert [in_time(s) for s in (40, 600, 6000, 300_000)] == ["40 s", "10 min", "1.7 h", "3.5 d"]
     assert [in_units(n) for n in (5, 5e3, 5e6, 5e9, 5e12)] == ["5 B", "5.0 kB", "5.0 MB", "5.0 GB", "5.0 TB"]
+
+
+def test_names_fold_between_their_parts_and_long_parts_between_words():
+    assert fold("plain/benign", 32) == "plain/benign"
+    name = "through/affirmative_prefix.straight_through.bitdelta-bits-1"
+    assert fold(name, 32).split("\n") == ["through/affirmative_prefix", "  .straight_through", "  .bitdelta-bits-1"]
+    assert fold(name, 20).split("\n")[:2] == ["through/", "  affirmative_prefix"]
+    assert fold("a/one_two_three_four", 12).split("\n") == ["a/one_two_", "  three_four"]
 
 
 @pytest.fixture
@@ -114,6 +164,29 @@ def test_the_verb_shows_the_estimate(verbs, tmp_path):
     screen = Console(record=True, width=200)
     print_forecast(forecast(study()), screen)
     assert "1,000,000,000 weights" in screen.export_text()
+
+
+def test_the_table_fits_eighty_columns_with_a_row_an_attack():
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(study_command)
+    for file in (EMBEDDED, PAPER):
+        shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, [str(file), "-o", "run", "--dry-run"])
+        assert shown.exit_code == 0, shown.output
+        rows = shown.output.split("\n\n")[0].splitlines()
+        assert rows[0].split() == ["what", "is", "trained", "seeds", "cells", "train", "make", "ask", "disk"]
+        assert all(len(row) <= 80 for row in shown.output.splitlines()) and "…" not in shown.output
+        found = forecast(load_study(file))
+        attacks = list(dict.fromkeys(f"{line.group}/{line.name}" for line in found.lines))
+        # What stands in the first column is the names, whole: they can be given to --only.
+        assert "".join(row[:32].strip() for row in rows[1:]) == "".join(attacks)
+        numbers = [row[32:].split() for row in rows[1:] if row[32:].strip()]
+        assert len(numbers) == len(attacks)
+        assert sum(int(row[0]) for row in numbers) == len(found.lines)
+        assert sum(int(row[1]) for row in numbers) == found.cells
+        closing = " ".join(shown.output.split("\n\n")[1].split())
+        assert f"{found.cells} cells of {len(found.lines)} fine-tunes of {found.base}" in closing
+        assert f"About {in_time(found.seconds)} at the rates of {found.machine}" in closing
+        assert "of disk for weights and deltas" in closing and "of memory for 1 worker" in closing
 
 
 def test_the_verbs_run_a_study_and_a_fine_tune(verbs, tmp_path, monkeypatch):

@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 from rich.table import Table
 
-from deltakeeper.study.forecast import Forecast
+from deltakeeper.study.forecast import Forecast, Line
+
+NUMBERS = 48
+"""Columns of the terminal that are not the names': six numbers, as wide as they get, and the space between them."""
+NARROWEST = 20
 
 
 def print_forecast(estimate: Forecast, console: Console) -> None:
-    """A row a fine-tune, the sums, and what is missing before it can run."""
+    """A row an attack of a group with its seeds summed up, the sums of all, and what is missing before it can run."""
+    width = max(NARROWEST, console.width - NUMBERS)
     table = Table(box=None, pad_edge=False)
-    for name in ("fine-tune", "seed"):
-        table.add_column(name, no_wrap=True)
-    for name in ("cells", "prompts", "train", "compress", "answer", "weights", "deltas"):
-        table.add_column(name, justify="right")
+    table.add_column("what is trained", no_wrap=True)
+    for name in ("seeds", "cells", "train", "make", "ask", "disk"):
+        # The number stands in the last line of a folded name, where the next row does not look like a part of it.
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
+    attacks: dict[str, list[Line]] = {}
     for line in estimate.lines:
+        attacks.setdefault(f"{line.group}/{line.name}", []).append(line)
+    for name, lines in attacks.items():
         table.add_row(
-            f"{line.group}/{line.name}",
-            str(line.seed),
-            str(line.cells),
-            str(line.prompts),
-            in_time(line.train_seconds),
-            in_time(line.make_seconds),
-            in_time(line.answer_seconds),
-            in_units(line.model_bytes),
-            in_units(line.delta_bytes),
+            fold(name, width),
+            str(len(lines)),
+            str(sum(line.cells for line in lines)),
+            in_time(sum(line.train_seconds for line in lines)),
+            in_time(sum(line.make_seconds for line in lines)),
+            in_time(sum(line.answer_seconds for line in lines)),
+            in_units(sum(line.model_bytes + line.delta_bytes for line in lines)),
         )
-    console.print(table)
+    console.print(table, markup=False)
     console.print(
         f"\n{estimate.study}: {estimate.cells} cells of {len(estimate.lines)} fine-tunes of {estimate.base} "
         f"({estimate.parameters:,} weights).\n"
-        f"About {in_time(estimate.seconds)} on {estimate.machine}; {in_units(estimate.disk_bytes)} of disk for weights "
-        f"and deltas, {in_units(estimate.cells_bytes)} for cells, {in_units(estimate.memory_bytes)} of memory for "
-        f"{estimate.workers} {'worker' if estimate.workers == 1 else 'workers'}.",
+        f"About {in_time(estimate.seconds)} at the rates of {estimate.machine}; {in_units(estimate.disk_bytes)} of disk "
+        f"for weights and deltas, {in_units(estimate.cells_bytes)} for cells, {in_units(estimate.memory_bytes)} of memory "
+        f"for {estimate.workers} {'worker' if estimate.workers == 1 else 'workers'}.",
         highlight=False,
     )
     for sentence in dict.fromkeys(line.missing for line in estimate.lines if line.missing):
         console.print(f"Before it can run: {sentence}", highlight=False, markup=False)
 
 
+def fold(name: str, width: int) -> str:
+    """A name in lines of up to `width` characters, broken between its parts, and a longer part between its words."""
+    lines = [""]
+    for part in re.split(r"(?<=/)|(?=\.)", name):
+        fits = len(lines[-1]) + len(part) <= width
+        for piece in [part] if fits or len(part) + 2 <= width else re.split(r"(?<=[_-])", part):
+            if lines[-1] and len(lines[-1]) + len(piece) > width:
+                lines.append("  ")
+            lines[-1] += piece
+    return "\n".join(lines)
+
+
 def in_time(seconds: float) -> str:
-    """A duration in two units: `40 s`, `12 min`, `5 h 10 min`, `3 d 4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    """A duration: `40 s`, `12 min`, `5.2 h`, `3.5 d`."""
+    for unit, size, least in (("d", 86_400, 172_800), ("h", 3600, 5400)):
+        if seconds >= least:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def in_units(count: float) -> str:

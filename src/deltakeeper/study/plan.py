@@ -45,7 +45,8 @@ class FineTune:
         if self.adaptive is None:
             return self.attack.title
         kind = str(self.adaptive.get("kind", "")).replace("_", " ")
-        return f"{self.attack.title}, {kind} against {self.adaptive.get('codec')}"
+        aim = f"{self.adaptive.get('codec')}{' and its guard' if self.adaptive.get('guard') else ''}"
+        return f"{self.attack.title}, {kind} against {aim}"
 
 
 @dataclass(frozen=True)
