@@ -133,7 +133,8 @@ def test_the_papers_setting_is_estimated_without_its_weights(monkeypatch):
 
 
 def test_units_are_spoken():
-    assert [in_time(s) for s in (40, 600, 6000, 300_000)] == ["40 s", "10 min", "1.7 h", "3.5 d"]
+    spoken = ["40 s", "10 min", "1.7 h", "3.5 d", "1157 d"]
+    assert [in_time(s) for s in (40, 600, 6000, 300_000, 100_000_000)] == spoken
     assert [in_units(n) for n in (5, 5e3, 5e6, 5e9, 5e12)] == ["5 B", "5.0 kB", "5.0 MB", "5.0 GB", "5.0 TB"]
 
 

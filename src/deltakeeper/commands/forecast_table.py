@@ -39,9 +39,9 @@ def print_forecast(estimate: Forecast, console: Console) -> None:
     console.print(
         f"\n{estimate.study}: {estimate.cells} cells of {len(estimate.lines)} fine-tunes of {estimate.base} "
         f"({estimate.parameters:,} weights).\n"
-        f"About {in_time(estimate.seconds)} at the rates of {estimate.machine}; {in_units(estimate.disk_bytes)} of disk "
-        f"for weights and deltas, {in_units(estimate.cells_bytes)} for cells, {in_units(estimate.memory_bytes)} of memory "
-        f"for {estimate.workers} {'worker' if estimate.workers == 1 else 'workers'}.",
+        f"About {in_time(estimate.seconds)} at the rates of {estimate.machine}; {in_units(estimate.disk_bytes)} of "
+        f"disk for weights and deltas, {in_units(estimate.cells_bytes)} for cells, {in_units(estimate.memory_bytes)} "
+        f"of memory for {estimate.workers} {'worker' if estimate.workers == 1 else 'workers'}.",
         highlight=False,
     )
     for sentence in dict.fromkeys(line.missing for line in estimate.lines if line.missing):
@@ -61,10 +61,11 @@ def fold(name: str, width: int) -> str:
 
 
 def in_time(seconds: float) -> str:
-    """A duration: `40 s`, `12 min`, `5.2 h`, `3.5 d`."""
+    """A duration: `40 s`, `12 min`, `5.2 h`, `3.5 d`, `739 d`."""
     for unit, size, least in (("d", 86_400, 172_800), ("h", 3600, 5400)):
         if seconds >= least:
-            return f"{seconds / size:.1f} {unit}"
+            count = seconds / size
+            return f"{count:.{1 if count < 100 else 0}f} {unit}"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
