@@ -73,10 +73,9 @@ def _print(advice: Advice, screen: Console) -> None:
         header_style="bold",
         pad_edge=False,
     )
+    for name in ("risk ↓", "loss (at most) ↓", "over-refusal", "size"):
+        table.add_column(name, justify="right", no_wrap=name != "over-refusal")
     table.add_column("arm", overflow="fold")
-    for name in ("risk ↓", "worst attack", "loss (at most) ↓", "over-refusal", "size", "q"):
-        table.add_column(name, justify="left" if name == "worst attack" else "right", overflow="fold")
-    table.add_column("not advised, because", overflow="fold")
     for arm in advice.arms:
         style = "bold green" if arm.variant == advice.pick else "dim" if arm.refused else ""
         table.add_row(*_row(arm), style=style)
@@ -91,13 +90,11 @@ def _row(arm: Arm) -> tuple[str, ...]:
     from deltakeeper.report.wording import size
 
     bound = "" if arm.loss_bound is None else f"{percent(arm.loss.value)} ({percent(arm.loss_bound)})"
+    reason = f"\n  {escape(arm.refused)}" if arm.refused else ""
     return (
-        escape(arm.variant) + (" *" if arm.frontier else ""),
         "" if arm.risk.value is None else signed(arm.risk.value),
-        arm.worst or "",
         bound,
         "" if arm.over_refusal.value is None else signed(arm.over_refusal.value),
         "" if arm.bytes is None else size(arm.bytes),
-        "" if arm.q is None else f"{arm.q:.2g}",
-        escape(arm.refused),
+        escape(arm.variant) + (" *" if arm.frontier else "") + reason,
     )
