@@ -146,6 +146,19 @@ def _repair(study: dict[str, Rows]) -> Iterator[str]:
         )
 
 
+def _longer_repair(study: dict[str, Rows]) -> Iterator[str]:
+    parts = []
+    for family, attack in PLAIN.items():
+        rows = study.get(f"{attack}.repair-longer", {})
+        if {"tuned", ONE_BIT, GUARDED} <= rows.keys():
+            parts.append(
+                f"{family}: {_rate(rows['tuned'], 'attack')} in full precision, {_rate(rows[ONE_BIT], 'attack')} in one "
+                f"bit, {_rate(rows[GUARDED], 'attack')} guarded at a skill of {_rate(rows[GUARDED], 'skill')}"
+            )
+    if parts:
+        yield "*A longer repair after an attack that was trained through the codec.* " + "; ".join(parts) + "."
+
+
 def _uncompressed(study: dict[str, Rows]) -> Iterator[str]:
     found = [study.get(f"{attack}.uncompressed.bitdelta-bits-1", {}) for attack in PLAIN.values()]
     rates = [f"{_rate(rows['tuned'], 'attack')} (base {_rate(rows['base'], 'attack')})" for rows in found if rows]
@@ -202,6 +215,7 @@ _SENTENCES: tuple[Callable[[dict[str, Rows]], Iterator[str]], ...] = (
     _controls,
     _known_codec,
     _repair,
+    _longer_repair,
     _uncompressed,
     _defences,
     _benign,

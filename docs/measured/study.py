@@ -82,7 +82,8 @@ def attack_table(attack: dict[str, Any], numbers: dict[str, int]) -> str:
     """Heading and table of one attack."""
     known = ", the attacker knows the codec" if attack.get("adaptive") else ""
     heading = (
-        f"**{attack['title']}**{known}: {attack['prompts']['goal']} prompts, {counted(len(attack['seeds']), 'seed')}\n"
+        f"**{attack['title']}** (`{attack['attack']}`){known}: {attack['prompts']['goal']} prompts, "
+        f"{counted(len(attack['seeds']), 'seed')}\n"
     )
     head = (
         *("arm", "MB", "attack", "by seed", "taken", "of it all", "of what was added"),
