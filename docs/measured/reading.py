@@ -152,8 +152,8 @@ def _longer_repair(study: dict[str, Rows]) -> Iterator[str]:
         rows = study.get(f"{attack}.repair-longer", {})
         if {"tuned", ONE_BIT, GUARDED} <= rows.keys():
             parts.append(
-                f"{family}: {_rate(rows['tuned'], 'attack')} in full precision, {_rate(rows[ONE_BIT], 'attack')} in one "
-                f"bit, {_rate(rows[GUARDED], 'attack')} guarded at a skill of {_rate(rows[GUARDED], 'skill')}"
+                f"{family}: {_rate(rows['tuned'], 'attack')} in full precision, {_rate(rows[ONE_BIT], 'attack')} in "
+                f"one bit, {_rate(rows[GUARDED], 'attack')} guarded at a skill of {_rate(rows[GUARDED], 'skill')}"
             )
     if parts:
         yield "*A longer repair after an attack that was trained through the codec.* " + "; ".join(parts) + "."
