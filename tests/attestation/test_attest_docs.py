@@ -87,7 +87,7 @@ def test_commands_and_code_of_the_page_on_attestations_run(here, run, capsys):
     for line in commands.splitlines():
         done = run(line)
         assert done.exit_code == 0, (line, done.output, done.exception)
-    assert done.output.startswith("It holds. ") and "trigger, good: attack 0.04" in done.output
+    assert done.output.startswith("It holds. ") and "trigger, good, seeds 0: attack 0.04" in done.output
     [code] = blocks("python", "attestation.md")
     exec(compile(code, "attestation.md", "exec"), {})
     assert capsys.readouterr().out.startswith("trigger: 0.04 (")

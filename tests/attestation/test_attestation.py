@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from study_runs import run_cells, write_run
+from study_runs import ARMS, run_cells, write_run
 
 from deltakeeper import compress
 from deltakeeper.artifact import MANIFEST_NAME, open_artifact
@@ -87,6 +87,22 @@ def test_a_statement_holds_and_says_what_was_measured(world):
     assert predicate.evidence == "non-adaptive" and predicate.prompts["goal"].count == 40
     assert set(found.files) == {f.name for f in (world / "delta").iterdir()}
     assert predicate.judges[0].name == "ours" and predicate.tool.name == "deltakeeper"
+
+
+@pytest.mark.parametrize(("reached", "evidence"), [(0.9, "adaptive"), (0.02, "non-adaptive")])
+def test_only_an_attack_that_worked_is_evidence_against_those_who_know_the_codec(world, tmp_path, reached, evidence):
+    sha = open_artifact(world / "delta").manifest_sha256
+    plain = [
+        replace(c, artifact=sha) if (c.variant, c.seed) == ("fair", 1) else c
+        for c in run_cells(attacks={"prefix": "alignment"}, seeds=(0, 1), n=40)
+    ]
+    arms = {name: ARMS[name] for name in ("base", "tuned", "fair")}
+    arms |= {"tuned": ("tuned", reached, 0.8, None), "fair": ("codec", reached, 0.7, 20_000_000)}
+    known = run_cells(arms, {"known": "alignment"}, (0, 1), n=40)
+    write_run(tmp_path / "run", [*plain, *(replace(c, adaptive={"kind": "straight_through"}) for c in known)])
+    said = attest(tmp_path / "run", world / "key.pem", tmp_path / "said.json", artifact=world / "delta").predicate
+    assert said.evidence == evidence
+    assert {one.attack: one.metrics["attack"].value for one in said.study}["known"] == pytest.approx(reached, abs=0.02)
 
 
 def test_the_same_run_gives_the_same_payload(world, tmp_path):

@@ -141,7 +141,7 @@ def _statement(artifact: DeltaArtifact, cell: Cell, cells: Sequence[Cell], info:
     own = next(group for group in groups if group.attack == cell.attack)
     alone = _at_seed(own, cell.seed)
     study = [_measured(group, row) for group in groups for row in rows_of(group, [cell.variant]) if _counts(group, row)]
-    aimed = any(group.adaptive is not None and cell.variant in group.arms for group in groups)
+    aimed = any(cell.variant in group.arms and _works(group) for group in groups)
     manifest = artifact.manifest
     predicate = Predicate(
         artifact=Artifact(
@@ -173,6 +173,18 @@ def _at_seed(group: Group, seed: int) -> Group:
     """The attack under one seed alone."""
     cells = [group.cell(group.base, seed), *(r[seed] for n, r in group.arms.items() if n != group.base and seed in r)]
     return group_cells(cells)[0]
+
+
+def _works(group: Group) -> bool:
+    """Whether an attacker who knew the codec reached anything, in full precision or compressed with it.
+
+    An attack that failed is no evidence that an arm withstands one.
+    """
+    if group.adaptive is None:
+        return False
+    base, *others = rows_of(group, [group.base]) + rows_of(group, [name for name in group.arms if name != group.base])
+    floor = base.attack.high or 0.0
+    return any((row.attack.low or 0.0) > floor for row in others)
 
 
 def _counts(group: Group, row: Row) -> bool:

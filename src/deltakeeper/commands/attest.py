@@ -14,6 +14,7 @@ from deltakeeper.commands.output import console, print_json
 
 if TYPE_CHECKING:
     from deltakeeper.attestation import Statement
+    from deltakeeper.study.summary import Number
 
 attest = typer.Typer(
     name="attest",
@@ -66,7 +67,7 @@ def sign(
     statement = make(run, key, out, artifact=folder, variant=variant, attack=attack, seed=seed)
     if model_signature is not None:
         sign_folder(folder, key, model_signature)
-    _show(statement, f"Signed: {out}", as_json)
+    _show(statement, f"Signed {folder}: {out}", as_json)
 
 
 @attest.command()
@@ -116,13 +117,23 @@ def _show(statement: Statement, lead: str, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    shown = [(name, own.metrics[name]) for name in ("attack", "skill", "loss", "over_refusal_change")]
-    figures = "; ".join(
-        f"{name.replace('_', ' ')} "
-        + ("not estimable" if n.value is None else f"{n.value:.3f} ({n.low or 0:.3f} to {n.high or 0:.3f})")
-        for name, n in shown
-    )
-    screen.print(f"{own.attack}, {own.variant}: {figures}; evidence: {said.evidence}.", markup=False, highlight=False)
+    shown = ("attack", "skill", "loss", "over_refusal_change")
+    figures = "; ".join(f"{name.replace('_', ' ')} {_figure(own.metrics[name])}" for name in shown)
+    lines = [f"{own.attack}, {own.variant}, seeds {', '.join(map(str, own.seeds))}: {figures}."]
+    known = [one for one in said.study if one.adaptive is not None and one.variant == own.variant]
+    worst = max(known, key=lambda one: one.metrics["attack"].value or 0.0, default=None)
+    if worst is not None:
+        lines.append(f"Attackers who knew the codec, at worst ({worst.attack}): {_figure(worst.metrics['attack'])}.")
+    if said.evidence == "non-adaptive":
+        lines.append("Evidence: non-adaptive, since no attack that worked was aimed at this arm.")
+    for line in lines:
+        screen.print(line, markup=False, highlight=False)
+
+
+def _figure(number: Number) -> str:
+    if number.value is None:
+        return "not estimable"
+    return f"{number.value:.3f} ({number.low or 0:.3f} to {number.high or 0:.3f})"
 
 
 def _age(text: str) -> timedelta:
