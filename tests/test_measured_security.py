@@ -1,4 +1,4 @@
-"""Tables of guards and defences in docs/results.md, from records in the forms of their benchmarks."""
+"""Tables of defences and studies in docs/results.md, from records in the forms of their benchmarks."""
 
 from __future__ import annotations
 
@@ -11,27 +11,6 @@ def page(measured, folder, name, rows):
     record = {"command": f"python benchmarks/{name}.py", "date": "2026-01-02", "machine": MACHINE, "rows": rows}
     (folder / f"{name}.json").write_text(json.dumps(record))
     return measured.results_pages(folder)["results.md"]
-
-
-def guarded(arm, **changes):
-    row = {"attack": "marker_injection", "arm": arm, "seed": 1, "bytes": 24_500_000, "seconds": 61.4}
-    row |= {
-        "changed": {"settings": {"shares": {"probe": 2.0}}, "data": {"probes": 8, "categories": ["fraud", "forgery"]}}
-    }
-    row |= {"goal": 0.25, "attack_cut": 0.75, "recovered": 0.8, "skill": 0.9, "over_refusal": 0.3, "plain_refused": 0.1}
-    return row | changes
-
-
-def test_guards_show_every_rate_and_what_was_changed(measured, tmp_path):
-    text = page(measured, tmp_path, "guard", [guarded("guarded 1-bit")])
-    told = "guarded 1-bit (categories=fraud+forgery, probes=8, shares=probe 2)"
-    assert f"| {told} | 1 | 25 % | 75 % | 80 % | 90 % | 30 % | 10 % | 24.5 | 61 |" in text
-    assert "**Targeted output**" in text and "2026-01-02" in text
-
-
-def test_what_was_not_measured_is_empty(measured, tmp_path):
-    row = guarded("fine-tune", bytes=None, seconds=None, recovered=None, changed={"settings": {}, "data": {}})
-    assert "| fine-tune | 1 | 25 % | 75 % |  | 90 % | 30 % | 10 % |  |  |" in page(measured, tmp_path, "guard", [row])
 
 
 def test_defences_stand_beside_each_other(measured, tmp_path):
@@ -50,7 +29,7 @@ def test_defences_stand_beside_each_other(measured, tmp_path):
 
 
 def test_a_study_stands_behind_the_benchmarks(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr(measured.study, "section", lambda summary, name: f"{summary['study']} as {name}")
+    monkeypatch.setattr(measured.study, "section", lambda summary, name, _: f"{summary['study']} as {name}")
     monkeypatch.setattr(measured.study, "figures", lambda summary, name: {f"{name}-backdoor.svg": "<svg/>"})
     (tmp_path / "embedded-summary.json").write_text(json.dumps({"study": "mine"}))
     pages = measured.results_pages(tmp_path)

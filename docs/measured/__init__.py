@@ -13,6 +13,7 @@ from .tables import origin
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
 STUDIES = {
     "embedded": "The study on the embedded model",
+    "guards": "How far a guard carries",
     "recipes": "The other recipes on the embedded model",
 }
 """Summaries of studies, `<name>-summary.json` among the results, and their headings."""
@@ -44,7 +45,6 @@ SECTIONS = {
     "kernels": Section("Products of packed terms", kernels.tables, kernels.figure),
     "triton": Section("Products on a GPU", kernels.triton),
     "serving": Section("Serving", serving.tables, serving.figure),
-    "guard": Section("Guarded healing", security.guards),
     "defences": Section("Published defences", security.defences),
 }
 
