@@ -128,6 +128,21 @@ def test_what_is_no_cell_is_refused(whole, tmp_path):
     probes = [{**probe, "n": 1} for probe in header["probes"][:1]]
     value = {**header, "probes": probes, "passages": 0, "tasks": []}
     path.write_bytes(json.dumps(value).encode() + b"\n" + strange)
-    with pytest.raises(RunError, match="unknown part 'other'"):
-        CellFile(path).cell(ENTRY, 0.0)
+    with pytest.raises(RunError, match=r"line 2, holds the unknown part 'other'; delete the file"):
+        CellFile(path)
     assert second
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"x": 1}', "holds no part of a cell"),
+        (b'{"part": "probe", "name": "strange"}', "answers the unknown probe 'strange'"),
+        (b'{"part": "passage", "nll": 1.0, "tokens": 2}', "holds more than"),
+    ],
+)
+def test_a_whole_cell_with_a_strange_line_is_refused(line, says, whole, tmp_path):
+    path = tmp_path / "cell.jsonl"
+    path.write_bytes(whole + line + b"\n")
+    with pytest.raises(RunError, match=f"{says}.*; delete the file and run the study again"):
+        assert CellFile(path).complete

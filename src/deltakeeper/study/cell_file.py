@@ -21,6 +21,8 @@ from deltakeeper.study.fields import Fields, check_version
 MAX_BYTES = 1 << 30
 MAX_LINE = 1 << 24
 END = "end"
+PARTS = ("probe", "passage", "task", END)
+_DELETE = "delete the file and run the study again."
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class CellFile:
         """Read what is there; a torn end is left for `begin` to cut.
 
         Raises:
-            RunError: the file is no cell.
+            RunError: the file is no cell, or holds lines that its header does not announce.
         """
         self.path = path
         self.header: Header | None = None
@@ -191,7 +193,7 @@ class CellFile:
         for line in self.lines:
             part, rest = line.get("part"), {k: v for k, v in line.items() if k not in ("part", "name")}
             name = str(line.get("name"))
-            if part == "probe" and name in probes:
+            if part == "probe":
                 probes[name]["answers"].append({"expected": None, "refused_by": {}, **rest})
             elif part == "passage":
                 nll.append(rest.get("nll"))
@@ -199,8 +201,6 @@ class CellFile:
             elif part == "task":
                 task = utility.setdefault(name, {"metric": rest.get("metric"), "items": []})
                 task["items"].append({"id": rest.get("id"), "score": rest.get("score")})
-            elif part != END:
-                raise RunError(f"{self.path} holds a line of the unknown part {part!r}; delete it and run again.")
         perplexity = {"nll": nll, "tokens": tokens} if header.passages else None
         return {"probes": probes, "perplexity": perplexity, "utility": utility}
 
@@ -217,19 +217,32 @@ class CellFile:
                         self.header = Header.from_json(value, f"{self.path}, line 1")
                     else:
                         self.lines.append(value)
+                        self._check(value, self.header)
                     self._whole += len(raw)
         except FileNotFoundError:
             return
         except OSError as error:
             raise RunError(f"{self.path} cannot be read ({error.strerror}); check its rights.") from error
+        if self.complete and self.spans()[-1:] and (more := len(self.lines) - self.spans()[-1].stop):
+            raise RunError(f"{self.path}, line {len(self.lines) + 2 - more}, holds more than was asked; {_DELETE}")
+
+    def _check(self, line: Mapping[str, Any], header: Header) -> None:
+        """Refuse a line that is no part of a cell, so that no study takes for measured what cannot be read."""
+        part, where = line.get("part"), f"{self.path}, line {len(self.lines) + 1},"
+        if part is None:
+            raise RunError(f"{where} holds no part of a cell; {_DELETE}")
+        if part not in PARTS:
+            raise RunError(f"{where} holds the unknown part {part!r}; {_DELETE}")
+        if part == "probe" and line.get("name") not in header.probes:
+            raise RunError(f"{where} answers the unknown probe {line.get('name')!r}; {_DELETE}")
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         try:
             value = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{self.path} holds a line that is not JSON ({error}); delete it and run again.") from error
+            raise RunError(f"{self.path} holds a line that is not JSON ({error}); {_DELETE}") from error
         if not isinstance(value, dict):
-            raise RunError(f"{self.path} holds a line that is no object; delete it and run the study again.")
+            raise RunError(f"{self.path} holds a line that is no object; {_DELETE}")
         return value
 
     def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
