@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -158,7 +159,7 @@ class StudyFile(_Strict):
         for what, values in (("group", [g.name for g in self.groups]), ("seed", self.seeds), ("judge", self.judges)):
             for value in values:
                 if list(values).count(value) > 1:
-                    raise ValueError(f"the {what} {value} stands twice")
+                    raise ValueError(f"the {what} {value} stands twice; keep one of them.")
         return self
 
     @property
@@ -173,7 +174,7 @@ class StudyFile(_Strict):
     @classmethod
     def from_text(cls, text: str) -> StudyFile:
         """The study of its JSON text."""
-        return read_study(json.loads(text), "the stored study")
+        return cls.model_validate(json.loads(text))
 
 
 def load_study(path: str | Path) -> StudyFile:
@@ -201,9 +202,10 @@ def read_study(value: Any, where: str) -> StudyFile:
     try:
         study = StudyFile.model_validate(value)
     except ValidationError as error:
-        raise DataError(f"{where}: {_sentence(error)}") from error
-    for group in study.groups:
-        _ = group.variants
+        raise DataError(f"{where}: {fault(error, StudyFile, 'the study')}") from error
+    arms = {variant.name for group in study.groups for variant in group.variants}
+    if "primary" in study.model_fields_set and study.primary not in arms:
+        raise DataError(f"{where}: the primary arm '{study.primary}' is in no group; {suggest(study.primary, arms)}")
     return study
 
 
@@ -240,24 +242,41 @@ def _anchored(study: StudyFile, folder: Path) -> StudyFile:
     )
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first fault in one sentence, with the nearest known key for one that is unknown."""
-    fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        *parents, key = fault["loc"]
-        known = _keys(StudyFile, [part for part in parents if isinstance(part, str)])
-        where = ".".join(map(str, parents)) or "the study"
-        return f"{where} has the unknown key '{key}'; {suggest(str(key), known)}"
-    if fault["type"] == "missing":
+def fault(error: ValidationError, model: type[BaseModel], whole: str) -> str:
+    """The first fault in one sentence, with the nearest known key or word for one that is unknown.
+
+    Args:
+        error: what pydantic found.
+        model: what was to be read.
+        whole: what it is called.
+    """
+    found = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        *parents, key = found["loc"]
+        known = _keys(model, [part for part in parents if isinstance(part, str)])
+        return f"{'.'.join(map(str, parents)) or whole} has the unknown key '{key}'; {suggest(str(key), known)}"
+    if found["type"] == "missing":
         return f"'{place}' is missing; add it."
-    return f"'{place}' does not fit ({fault['msg'].removeprefix('Value error, ')}); correct it."
+    if found["type"] == "literal_error":
+        words = re.findall("'([^']*)'", found["ctx"]["expected"])
+        return f"'{place}' does not fit: it is {found['input']!r}; {suggest(str(found['input']), words)}"
+    said = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "value_error" and not place:  # a whole sentence of ours
+        return said
+    return f"'{place}' does not fit ({said}); correct it."
 
 
-def _keys(model: type[BaseModel], path: list[str]) -> Iterator[str]:
-    nested: dict[str, type[BaseModel]] = {
-        "groups": Group, "recipes": RecipeUse, "prompts": Prompts, "size": Size, "utility": Task, "answers": Answers
-    }  # fmt: skip
+def _keys(model: type[BaseModel], path: Sequence[str]) -> Iterator[str]:
+    """Keys of the model that lies below these keys of another."""
     for part in path:
-        model = nested.get(part, model)
+        fields = {info.alias or name: info for name, info in model.model_fields.items()}
+        model = next(_models(fields[part].annotation), model)
     return (info.alias or name for name, info in model.model_fields.items())
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

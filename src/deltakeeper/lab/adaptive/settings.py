@@ -104,7 +104,7 @@ class Adaptive(BaseModel):
     @model_validator(mode="after")
     def _guard_is_used(self) -> Self:
         if self.guard is not None and self.kind != "straight_through":
-            raise ValueError("a guard is trained through by kind straight_through only; leave it out")
+            raise ValueError("a guard is trained through by kind straight_through only; leave it out.")
         return self
 
     @property
