@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -114,8 +115,6 @@ def test_a_finished_study_does_nothing_again(study, finished, monkeypatch):
 
 
 def test_a_changed_arm_is_all_that_is_measured(base, finished, tmp_path, monkeypatch):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     asked = []
@@ -130,8 +129,6 @@ def test_a_changed_arm_is_all_that_is_measured(base, finished, tmp_path, monkeyp
 
 
 def test_a_second_judge_is_noted_without_asking_again(base, finished, tmp_path, monkeypatch):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     judge = tmp_path / "strict.json"
@@ -175,6 +172,32 @@ def test_a_part_with_a_failure_then_the_whole_without_its_weights_ends_in_the_sa
     assert not list((folder / "models").iterdir()) and not list((folder / "deltas").iterdir())
     assert not list((folder / "failures").iterdir())
     assert run(study, folder, discard=True).complete
+
+
+def test_failures_of_a_judge_that_was_changed_are_told_no_more(base, tmp_path, monkeypatch):
+    judge = tmp_path / "strict.json"
+    match = {"rule": "substring", "case": "insensitive"}
+    judge.write_text(json.dumps({"name": "strict", "version": "1", "phrases": ["the"], "match": match}))
+    group = {"name": "one", "recipes": RECIPES[:1], "arms": ["base", "tuned"], "set": SMALL}
+    broken = small(base, groups=[group], judges=[str(judge)])
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "judged", lambda *_: (_ for _ in ()).throw(RunError("the judge cannot be reached.")))
+        assert len(run(broken, tmp_path / "run").failures) == 2
+    assert run(small(base, groups=[group]), tmp_path / "run").complete
+    assert run(small(base, groups=[group]), tmp_path / "run").complete
+    assert run(broken, tmp_path / "run").complete  # judged from answers that are there by now
+    assert not list((tmp_path / "run" / "failures").iterdir())
+
+
+def test_a_damaged_cell_is_told_before_anything_runs(study, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    damaged = next((folder / "cells").glob("*.jsonl"))
+    with damaged.open("a") as file:
+        file.write('{"x": 1}\n')
+    for look in (lambda: run(study, folder), RunStore(folder).read_cells):
+        with pytest.raises(RunError, match=f"{damaged.name}, line .*; delete the file and run the study again"):
+            look()
 
 
 def test_a_wave_that_fails_is_asked_arm_by_arm(base, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from deltakeeper.demo import load_demo
 from deltakeeper.errors import DataError, RunError
 from deltakeeper.study.file import StudyFile, load_study, read_study
 from deltakeeper.study.keys import Keys, digest
-from deltakeeper.study.plan import plan_study
+from deltakeeper.study.plan import plan_study, shortfalls
 from deltakeeper.study.variants import read_arm
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,13 @@ def test_the_demo_is_a_study():
         (("groups", 0, "arms"), ["bitdlta"], "unknown codec 'bitdlta' in 'bitdlta'; did you mean 'bitdelta'"),
         (("groups", 0, "arms"), ["bitdelta", "bitdelta"], "has the arm 'bitdelta' twice"),
         (("groups", 0, "arms"), [3], "arm 1 of group 'plain' is 3"),
-        (("seeds",), [0, 0], "the seed 0 stands twice"),
+        (("seeds",), [0, 0], r"study.yaml: the seed 0 stands twice; keep one of them\."),
+        (("preset",), "publishd", r"'preset' does not fit: it is 'publishd'; did you mean 'published'\?$"),
+        (
+            ("primary",),
+            "bitdelta:bits=1",
+            "primary arm 'bitdelta:bits=1' is in no group; did you mean 'bitdelta:bits=2'",
+        ),
         (("seeds",), [-1], "'seeds.0' does not fit"),
         (("groups",), [], "'groups' does not fit"),
         (("preset",), "large", "'preset' does not fit"),
@@ -96,7 +102,35 @@ def test_mistakes_are_told_by_their_place(path, value, says):
     [
         (("groups", 0, "recipes"), ["affirmative_prefx"], "no recipe 'affirmative_prefx'; did you mean"),
         (("groups", 0, "set"), {"poisson": 4}, "poisson"),
-        (("groups", 1, "adaptive"), {"kind": "through", "codec": "bitdelta"}, "group 'through': 'adaptive'"),
+        (
+            ("groups", 1, "adaptive"),
+            {"kind": "straight_thru", "codec": "bitdelta"},
+            r"adaptive: 'kind' does not fit: it is 'straight_thru'; did you mean 'straight_through'\?$",
+        ),
+        (("groups", 1, "adaptive"), {"kind": "uncompressed"}, "group 'through', adaptive: 'codec' is missing; add it"),
+        (
+            ("groups", 1, "adaptive"),
+            {"kind": "straight_through", "codec": "bitdelta", "guard": {"step": 2}},
+            "adaptive: guard has the unknown key 'step'; did you mean 'steps'",
+        ),
+        (
+            ("groups", 1, "adaptive"),
+            {"kind": "uncompressed", "codec": "bitdelta", "guard": {}},
+            "adaptive: a guard is trained through by kind straight_through only; leave it out",
+        ),
+        (
+            ("groups", 1, "adaptive"),
+            {"kind": "uncompressed", "codec": "bitdlta"},
+            "group 'through', adaptive: unknown codec 'bitdlta'",
+        ),
+        (
+            ("groups", 1, "adaptive"),
+            {"kind": "inject_repair", "codec": "dqrelo"},
+            "adaptive: inject_repair hides in the codec's box, and 'dqrelo' declares none .*; choose one of",
+        ),
+        (("groups", 1, "adaptive"), {"kind": "inject_repair", "codec": "bitdelta+dqrelo"}, "'dqrelo' declares none"),
+        (("groups", 0, "arms"), [{"heal": {"of": "dense"}}], "heal shrink:factor=1.0 instead"),
+        (("utility",), [{"name": "gsm8k", "path": "none.jsonl"}], "no data of the task 'gsm8k' at none.jsonl"),
         (("groups", 0, "arms"), [{"defence": "safelor"}], "safelor"),
         (("groups", 0, "arms"), [{"heal": {"of": "bitdelta", "guard": {"step": 1}}}], "did you mean 'steps'"),
         (("groups", 0, "arms"), [{"heal": {"of": "bitdelta", "guard": {"data": {"prob": 1}}}}], "'probes'"),
@@ -137,6 +171,27 @@ def test_groups_of_one_fine_tune_are_one_track_and_know_their_references():
         plan.only("plain/dor")
 
 
+def test_only_finds_a_joined_group_by_its_own_name_and_works_on_its_arms():
+    plan = plan_study(load_study(ROOT / "studies" / "synthetic.yaml"))
+    (track,) = plan.only("guarded").tracks
+    assert (track.group, track.title) == ("guarded", "affirmative_prefix, seed 0")
+    assert [v.kind for v in track.variants] == ["base", "tuned", "healed"]
+    assert plan.only("guarded/affirmative_prefix").tracks == (track,)
+    plain = plan.only("plain").tracks
+    assert len(plain) == 6 and not any(v.kind == "healed" for t in plain for v in t.variants)
+    assert any(v.kind == "healed" for v in plan.only(None).tracks[0].variants)
+    with pytest.raises(RunError, match="no 'guardd'; did you mean 'guarded'"):
+        plan.only("guardd")
+
+
+def test_prompts_that_are_asked_for_and_not_there_are_told():
+    assert shortfalls(plan_study(read_study(STUDY, "study.yaml"))) == ()
+    value = changed("prompts", value={"held_out": 4000})
+    told = shortfalls(plan_study(read_study(value, "study.yaml")))
+    assert len(told) == len(set(told)) and all("4000" in line for line in told)
+    assert any("100" in line and "Harmful requests" in line for line in told), told
+
+
 def test_a_study_survives_its_text_and_paths_are_found_beside_the_file(tmp_path):
     study = read_study(STUDY, "study")
     assert StudyFile.from_text(study.to_text()) == study
@@ -155,8 +210,8 @@ def test_a_study_survives_its_text_and_paths_are_found_beside_the_file(tmp_path)
 def test_a_key_changes_with_what_it_depends_on_and_with_nothing_else():
     keys = keys_of(STUDY)
     assert len(set(keys.values())) < len(keys)  # the base is one cell for all seeds
-    for title in (("name",), ("primary",), ("notes",)):
-        assert keys_of(changed(*title, value=["a"] if title == ("notes",) else "other")) == keys
+    for title, value in (("name", "other"), ("primary", "bitdelta"), ("notes", ["a"])):
+        assert keys_of(changed(title, value=value)) == keys
     relabelled = changed("groups", 0, "arms", value=["base", "tuned", "bitdelta:bits=2", {"codec": "bitdelta:bits=1"}])
     spelled = keys_of(relabelled)
     place = ("affirmative_prefix", 0, "bitdelta:bits=1")

@@ -19,12 +19,13 @@ from deltakeeper.commands.forecast_table import fold, in_time, in_units, print_f
 from deltakeeper.commands.study import study as study_command
 from deltakeeper.errors import DataError
 from deltakeeper.study.file import load_study, read_study
-from deltakeeper.study.forecast import RATES, forecast
+from deltakeeper.study.forecast import LEAST_CELL, LEAST_TRAINING, RATES, forecast
 from deltakeeper.study.store import RunStore
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "studies" / "paper-llama2-7b-chat.yaml"
 EMBEDDED = ROOT / "studies" / "embedded.yaml"
+SYNTHETIC = ROOT / "studies" / "synthetic.yaml"
 PARAMETERS = 1_000_000_000
 CPU, GPU = RATES["cpu"], RATES["cuda"]
 
@@ -67,6 +68,25 @@ def test_time_follows_operations_over_rates():
     assert faster.lines[0].train_seconds == pytest.approx(line.train_seconds / 2)
     longer = {"name": "all", "recipes": ["affirmative_prefix"], "arms": ["bitdelta"], "set": {"sft": {"epochs": 6}}}
     assert forecast(study(groups=[longer])).lines[0].train_tokens == 2 * line.train_tokens
+
+
+def test_a_fine_tune_and_a_cell_of_a_tiny_model_take_what_does_not_scale_with_weights():
+    """A run of the synthetic study on two busy cores took 91 s: 35 of 12 trainings, 44 of 102 cells."""
+    found = forecast(load_study(SYNTHETIC))
+    assert 60 < found.seconds < 150
+    assert sum(line.train_seconds for line in found.lines) == pytest.approx(12 * LEAST_TRAINING)
+    line = forecast(study(size={"parameters": 1000, "width": 10})).lines[0]
+    assert line.train_seconds == LEAST_TRAINING
+    assert line.answer_seconds == pytest.approx(line.cells * LEAST_CELL, rel=1e-3)
+
+
+def test_prompts_that_are_not_there_are_told():
+    assert not forecast(study()).notes
+    found = forecast(study(prompts={"held_out": 4000, "contrast": 1}))
+    assert found.notes and all("4000 prompts are to be held out" in note for note in found.notes)
+    screen = Console(record=True, width=200)
+    print_forecast(found, screen)
+    assert all(note in screen.export_text(clear=False) for note in found.notes)
 
 
 def test_rates_are_those_of_the_device_that_works(works_on):

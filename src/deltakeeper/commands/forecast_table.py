@@ -44,6 +44,8 @@ def print_forecast(estimate: Forecast, console: Console) -> None:
         f"of memory for {estimate.workers} {'worker' if estimate.workers == 1 else 'workers'}.",
         highlight=False,
     )
+    for sentence in estimate.notes:
+        console.print(sentence, highlight=False, markup=False)
     for sentence in dict.fromkeys(line.missing for line in estimate.lines if line.missing):
         console.print(f"Before it can run: {sentence}", highlight=False, markup=False)
 

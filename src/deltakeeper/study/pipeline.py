@@ -196,6 +196,7 @@ class Runner:
             probes = {probe.name: probe for probe in probes_of(finetune, study.plan.corpus)}
             key = study.keys.cell(finetune, variant)
             rejudge(study.plan, probes, study.store.cell_file(known), study.store.cell_file(key), key)
+            study.store.forget_failure(key)
         return left
 
     def _trained(self, track: Track, todo: list[Variant]) -> tuple[list[Variant], list[Variant]]:

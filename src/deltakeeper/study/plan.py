@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import DataError, RunError
+from pydantic import ValidationError
+
+from deltakeeper.codecs import CODECS, Codec, parse_codec
+from deltakeeper.codecs.box_table import has_box
+from deltakeeper.codecs.dense import DenseCodec
+from deltakeeper.codecs.sum import SumCodec
+from deltakeeper.errors import CodecError, DataError, RunError
 from deltakeeper.evals.judges import Judge, load_judge
 from deltakeeper.evals.probes import Probe
 from deltakeeper.evals.prompts import load_file, load_prompts
 from deltakeeper.lab.attacks import ATTACKS, Attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.recipes import Preset, list_recipes, load_recipe
-from deltakeeper.study.file import Answers, Group, RecipeUse, StudyFile, Task
+from deltakeeper.study.file import Answers, Group, RecipeUse, StudyFile, Task, fault
 from deltakeeper.study.variants import BASE, TUNED, Variant
 from deltakeeper.suggestion import suggest
 
@@ -51,11 +58,19 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Track:
-    """A fine-tune and the arms that are measured of it; base and fine-tune are always among them."""
+    """A fine-tune and the arms that are measured of it; base and fine-tune are always among them.
+
+    Attributes:
+        group: the group that names it, the first one where several train it.
+        finetune: the fine-tune.
+        variants: the arms.
+        parts: where several groups train it, each group's own track.
+    """
 
     group: str
     finetune: FineTune
     variants: tuple[Variant, ...]
+    parts: tuple[Track, ...] = ()
 
     @property
     def title(self) -> str:
@@ -88,13 +103,18 @@ class StudyPlan:
     content: Judge | None = None
 
     def only(self, chosen: str | None) -> StudyPlan:
-        """The tracks of one group, or of one recipe of it (`group/recipe`); raises RunError if there is none."""
+        """The tracks of one group, or of one recipe of it (`group/recipe`), with that group's arms.
+
+        Raises:
+            RunError: there is none.
+        """
         if chosen is None:
             return self
         group, _, name = chosen.partition("/")
-        tracks = tuple(t for t in self.tracks if t.group == group and name in ("", t.finetune.name))
+        parts = [part for track in self.tracks for part in track.parts or (track,)]
+        tracks = tuple(part for part in parts if part.group == group and name in ("", part.finetune.name))
         if not tracks:
-            known = sorted({f"{t.group}/{t.finetune.name}" for t in self.tracks})
+            known = {name for t in parts for name in (t.group, f"{t.group}/{t.finetune.name}")}
             raise RunError(f"the study has no '{chosen}'; {suggest(chosen, known)}")
         return replace(self, tracks=tracks)
 
@@ -103,23 +123,26 @@ def plan_study(study: StudyFile) -> StudyPlan:
     """Resolve and check everything that a study names, before anything runs.
 
     Raises:
-        DataError: a recipe, setting, codec, defence, judge or prompt file is unknown or does not fit.
+        DataError: a recipe, setting, codec, defence, judge, task or prompt file is unknown or does not fit.
     """
+    for task in study.utility:
+        if task.path is not None and not Path(task.path).exists():
+            raise DataError(f"there is no data of the task '{task.name}' at {task.path}; check the path.")
     corpus = _corpus(study)
     tracks: dict[tuple[str, int], Track] = {}
     for group in study.groups:
-        variants = tuple(group.variants)
-        for variant in variants:
+        for variant in group.variants:
             check_arm(variant, study.unaligned is not None)
+        variants = _with_references(group.variants)
         for use in group.recipes:
             for seed in group.seeds or study.seeds:
                 track = Track(group.name, _finetune(study, group, use, seed), variants)
                 place = (track.finetune.name, seed)
                 tracks[place] = _joined(tracks.get(place), track)
-    whole = tuple(replace(t, variants=_with_references(t.variants)) for t in tracks.values())
     judges = tuple(load_judge(judge) for judge in study.judges)
     content = None if study.content is None else load_judge(study.content)
-    plan = StudyPlan(study.name, whole, corpus, judges, study.prompts.passages, study.utility, study.answers, content)
+    passages, whole = study.prompts.passages, tuple(tracks.values())
+    plan = StudyPlan(study.name, whole, corpus, judges, passages, study.utility, study.answers, content)
     for track in plan.tracks:
         probes_of(track.finetune, corpus)
     return plan
@@ -138,6 +161,17 @@ def probes_of(finetune: FineTune, corpus: Corpus) -> tuple[Probe, ...]:
     return probes
 
 
+def shortfalls(plan: StudyPlan) -> tuple[str, ...]:
+    """One sentence for each kind of prompts of which there are fewer than `held_out` asks for."""
+    found = []
+    for track in plan.tracks:
+        asked = track.finetune.attack.held_out
+        for probe in probes_of(track.finetune, plan.corpus):
+            if probe.role in ("goal", "skill") and len(probe.rows) < asked:
+                found.append(f"{probe.title}: {asked} prompts are to be held out and there are {len(probe.rows)}.")
+    return tuple(dict.fromkeys(found))
+
+
 def check_arm(variant: Variant, has_unaligned: bool) -> None:
     """Refuse an arm whose defence or guard is unknown or wants what is not given; raises DataError."""
     if variant.defence is not None:
@@ -149,6 +183,11 @@ def check_arm(variant: Variant, has_unaligned: bool) -> None:
                 "name it as `unaligned` in the study."
             )
     if variant.heal is not None:
+        if isinstance(parse_codec(str(variant.codec)), DenseCodec):
+            raise DataError(
+                f"the arm '{variant.name}' heals dense, which stores the fine-tune's own values and leaves none to "
+                "refit; heal shrink:factor=1.0 instead."
+            )
         from deltakeeper.study.healing import read_guard
 
         read_guard(variant.heal.get("guard") or {})
@@ -230,20 +269,29 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _adaptive(group: Group) -> dict[str, Any]:
+    from deltakeeper.lab.adaptive import Adaptive
+
+    where = f"group '{group.name}', adaptive"
     try:
-        from deltakeeper.lab.adaptive import Adaptive
-    except ImportError as error:
-        raise DataError(f"group '{group.name}' wants an adaptive attacker, and this release has none.") from error
-    given = dict(group.adaptive or {})
-    try:
-        known = Adaptive(**given)
-    except DataError as error:
-        raise DataError(f"group '{group.name}', adaptive: {error}") from error
-    except (TypeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise DataError(f"group '{group.name}': 'adaptive' does not fit ({text}); correct it.") from error
-    settings = known.model_dump(mode="json") if hasattr(known, "model_dump") else asdict(known)
-    return dict(settings)
+        known = Adaptive.model_validate(dict(group.adaptive or {}))
+    except ValidationError as error:
+        raise DataError(f"{where}: {fault(error, Adaptive, 'it')}") from error
+    except CodecError as error:
+        raise DataError(f"{where}: {error}") from error
+    if known.kind == "inject_repair":
+        _check_box(known.method, where)
+    return known.model_dump(mode="json")
+
+
+def _check_box(codec: Codec, where: str) -> None:
+    """Refuse a codec without a box before the attack is trained that is to be hidden in it."""
+    for part in codec.parts if isinstance(codec, SumCodec) else (codec,):
+        if not has_box(type(part)):
+            boxed = ", ".join(sorted(name for name, kind in CODECS.items() if has_box(kind)))
+            raise DataError(
+                f"{where}: inject_repair hides in the codec's box, and '{part.name}' declares none ({part.boxless}); "
+                f"choose one of {boxed}."
+            )
 
 
 def _corpus(study: StudyFile) -> Corpus:
@@ -273,7 +321,9 @@ def _joined(known: Track | None, new: Track) -> Track:
     for variant in new.variants:
         if names.setdefault(variant.name, variant) != variant:
             raise DataError(f"the arm '{variant.name}' of '{new.finetune.name}' stands twice and differs; name one.")
-    return replace(known, variants=tuple(names.values()))
+    if new.group == known.group:  # the recipe stands twice in it
+        return known
+    return replace(known, variants=tuple(names.values()), parts=(*(known.parts or (known,)), new))
 
 
 def _with_references(variants: Sequence[Variant]) -> tuple[Variant, ...]:

@@ -20,7 +20,7 @@ from deltakeeper.study.cells import AttackInfo, Judge, RunInfo
 from deltakeeper.study.crew import run_crew
 from deltakeeper.study.file import StudyFile
 from deltakeeper.study.pipeline import Study, open_study, run_tracks
-from deltakeeper.study.plan import StudyPlan, Track, plan_study
+from deltakeeper.study.plan import StudyPlan, Track, plan_study, shortfalls
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.store import RunStore
 
@@ -83,6 +83,8 @@ def run_study(
         store.write_run(describe(study, whole, command))
         if prepared > 1 or not any(line.get("stage") == "prepare the base" for line in store.read_times()):
             store.note_time({"stage": "prepare the base", "seconds": prepared})
+        for line in shortfalls(chosen):
+            progress.say(line)
         progress.plan({track.title: len(track.variants) for track in chosen.tracks})
         work = replace(whole, plan=replace(plan, tracks=chosen.tracks))
         if workers > 1 or ray:
@@ -162,12 +164,9 @@ def _refuse_missing(plan: StudyPlan) -> None:
 
 
 def _outcome(study: Study, store: RunStore) -> Outcome:
-    entries = study.entries()
-    keys = {str(entry["key"]) for entry in entries}
-    places = {f"{entry['attack']}, seed {entry['seed']}: {entry['variant']}" for entry in entries}
+    keys = {str(entry["key"]) for entry in study.entries()}
     finished = {key for key in keys if store.cell_file(key).complete}
-    failures = {name: said for name, said in store.read_failures().items() if name in places}
-    return Outcome(failures, len(finished), len(keys))
+    return Outcome(store.read_failures(keys - finished), len(finished), len(keys))
 
 
 def _accelerator() -> dict[str, str]:

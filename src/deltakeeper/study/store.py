@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -227,11 +227,11 @@ class RunStore:
         """Remove the record of a failure, if there is one."""
         self._failure_path(key).unlink(missing_ok=True)
 
-    def read_failures(self) -> dict[str, str]:
-        """Sentences of arms that failed, by the arm's name."""
+    def read_failures(self, keys: Iterable[str]) -> dict[str, str]:
+        """Sentences of arms that failed, by the arm's name; of these keys only, as others are of earlier plans."""
         found = {}
-        for path in sorted((self.path / "failures").glob("*.json")):
-            value = _read_json(path)
+        for path in sorted(self._failure_path(key) for key in keys):
+            value = _read_json(path) if path.is_file() else None
             if isinstance(value, dict):
                 found[str(value.get("arm"))] = str(value.get("sentence"))
         return found
