@@ -32,6 +32,7 @@ from deltakeeper.commands.report import report
 from deltakeeper.commands.study import study
 from deltakeeper.commands.verify import verify
 from deltakeeper.errors import DeltakeeperError
+from deltakeeper.quiet_loading import quiet_imports
 
 INTERRUPTED = 130
 
@@ -77,6 +78,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Run the command line; exit status 0 is success, 1 a failed check or a bug, 2 an error of use or of input."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_imports()
     try:
         status = app(sys.argv[1:] or ["--help"], prog_name="deltakeeper", standalone_mode=False)
     except DeltakeeperError as error:

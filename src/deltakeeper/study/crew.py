@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deltakeeper.errors import RunError
+from deltakeeper.quiet_loading import quiet_imports
 from deltakeeper.study.file import StudyFile
 from deltakeeper.study.pipeline import Study, open_study, run_tracks
 from deltakeeper.study.plan import Track, plan_study
@@ -44,6 +45,7 @@ def run_task(task: Task, send: Send) -> bool:
     """Work on one fine-tune; whether all its arms are measured. The function of a process and of a Ray task alike."""
     import torch
 
+    quiet_imports()  # a worker is a process of its own, which the command line did not start
     torch.set_num_threads(task.threads)
     plan = plan_study(StudyFile.from_text(task.study)).only(task.only)
     unaligned = None if task.unaligned is None else Path(task.unaligned)
