@@ -115,6 +115,13 @@ def test_public_names_are_exactly_what_is_exported():
     assert all(getattr(deltakeeper, name).__doc__ for name in deltakeeper.__all__ if name[0].islower())
 
 
+def test_no_page_promises_the_synthetic_study_in_seconds():
+    for page in ("README.md", "CONTRIBUTING.md", "docs/study.md", "studies/synthetic.yaml"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert "a minute or two" in text, page
+        assert not re.search(r"in seconds|# seconds|CI, seconds", text), page
+
+
 def test_every_relative_link_and_picture_exists():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):

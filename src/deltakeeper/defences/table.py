@@ -41,7 +41,9 @@ Compare defences at equal skill, with their settings swept as widely as those of
 are for Llama-2-7b-chat, and `scale`, `share`, `s` and `threshold` are free knobs between safety and use.
 `defence.json` in the folder that is written says what became of each tensor. Each method's docstring says where it
 departs from its authors' code and what could not be verified. The other order, codec before defence, is `apply` and
-then `defend`; an earlier checkpoint of the fine-tune, a defence too, is simply another fine-tune.
+then `defend`; an earlier checkpoint of the fine-tune, a defence too, is simply another fine-tune. Guarded healing
+works on the compressed delta instead: `deltakeeper heal --guard`, or an arm of a study
+([study.md](study.md#guarded-healing)).
 
 ## Bring your own
 
