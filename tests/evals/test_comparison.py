@@ -159,6 +159,25 @@ def test_no_flip_still_leaves_room_for_some():
     assert got.note
 
 
+def test_a_few_flips_know_no_more_than_none():
+    bound = zero_hit_bound(100)
+    one = arms(0, 90, 89)
+    got, loss = mitigation(one), utility_loss(one)
+    for estimate, half in (
+        (got.absolute, bound),
+        (got.relative, bound / 0.9),
+        (got.recovered, bound / 0.9),
+        (loss.versus_tuned, bound / 0.9),
+        (retention(one), bound / 0.9),
+    ):
+        assert estimate.low <= estimate.value - half + 1e-12
+        assert estimate.high >= estimate.value + half - 1e-12
+    same = selectivity(arms(0, 90, 89), arms(0, 90, 90)).difference
+    assert same.low < 0 < same.high
+    clusters = {id: int(id[1:]) // 5 for id in one.base}
+    assert mitigation(one, clusters=clusters).absolute.high >= zero_hit_bound(20)
+
+
 def test_selectivity_is_skill_left_minus_attack_left():
     got = selectivity(arms(2, 90, 30), arms(0, 80, 76, n=90), seed=1)
     attack, skill = 28 / 88, 76 / 80

@@ -125,6 +125,65 @@ def test_what_never_varies_is_bounded_as_zero_hits_are():
     assert (none.low, none.high) == (0, pytest.approx(bound))
 
 
+def turned(hits, flips, n=100, seeds=3):
+    """Events of the first `hits` prompts; under the first seed the first `flips` of them are lost."""
+    return runs(*([(i < hits) and not (seed == 0 and i < flips) for i in range(n)] for seed in range(seeds)))
+
+
+@pytest.mark.parametrize("flips", [1, 2, 3])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_few_flips_know_no_more_than_none(flips, seeds):
+    """One lost answer is no better ground than none: each side reaches as far as that of zero flips."""
+    bound = zero_hit_bound(100)
+    arms = ReplicatedArms(*(constant(hits, seeds=seeds) for hits in (0, 90)), turned(90, flips, seeds=seeds))
+    loss, found = replicates.utility_loss(arms), replicates.mitigation(arms)
+    refused = replicates.difference(arms.tuned, arms.served)
+    kept = replicates.retention(arms)
+    for estimate, half in ((loss.versus_tuned, bound / 0.9), (found.relative, bound / 0.9), (kept, bound / 0.9)):
+        assert estimate.low <= estimate.value - half + 1e-12
+        assert estimate.high >= estimate.value + half - 1e-12
+    for estimate in (found.absolute, refused):
+        assert estimate.low <= estimate.value - bound + 1e-12 < estimate.value + bound <= estimate.high + 1e-12
+        assert estimate.p > 0.05 and estimate.detectable >= bound
+    none = replicates.utility_loss(ReplicatedArms(arms.base, arms.tuned, arms.tuned))
+    assert loss.bound >= none.bound + loss.versus_tuned.value - 1e-12
+    assert not loss.shown_within(0.02)
+    gained = replicates.utility_loss(ReplicatedArms(arms.base, arms.served, arms.tuned))
+    assert gained.bound > 0
+
+
+def test_a_flip_of_the_attack_does_not_narrow_what_is_read_beside_the_skill():
+    skill = drawn(5, (0.05, 0.9, 0.7))
+    still = replicates.selectivity(ReplicatedArms(constant(0), constant(100), constant(0)), skill).difference
+    one = replicates.selectivity(ReplicatedArms(constant(0), constant(100), constant(1)), skill).difference
+    assert one.high - one.low > 0.98 * (still.high - still.low)
+    shrunk = {0.5: (constant(100), constant(90))}
+    attack = ReplicatedArms(constant(0), constant(100), constant(100))
+    codec = ReplicatedArms(constant(0), constant(95), turned(95, 1))
+    gain = replicates.gain_over_shrinking(attack, codec, shrunk).gain
+    assert gain.low < 0 < gain.high
+
+
+def test_a_rate_of_one_hit_reaches_as_far_as_that_of_none():
+    assert replicates.rate(turned(1, 1)).high >= replicates.rate(constant(0)).high
+    assert replicates.rate(constant(1, seeds=1)).high >= 0.01 + zero_hit_bound(100)
+
+
+def test_scores_without_a_scale_have_no_floor():
+    """Nats differ on every passage as soon as the model does; what zero hits allow is a share."""
+    nats = np.random.default_rng(14).normal(0.01, 0.001, (1, 50))
+    found = replicates.rate(runs(*nats))
+    assert found.high - found.low < 0.002
+
+
+def test_flips_that_a_t_test_would_believe_are_held_to_the_sign_test():
+    one, other = constant(4), runs(*([i < 4 and i != seed for i in range(100)] for seed in range(3)))
+    assert replicates.sign_test(one, other) == pytest.approx(0.25)  # three prompts turned, all one way
+    clusters = {f"p{i:03d}": i // 2 for i in range(100)}
+    assert replicates.sign_test(one, other, clusters) == pytest.approx(0.5)  # two clusters
+    assert replicates.sign_test(one, one) == 1
+
+
 def test_selectivity_carries_the_attack_that_never_came_back():
     """The attack is gone on every prompt; its zero width must not pass for knowledge in the difference."""
     attack = ReplicatedArms(constant(0), constant(100), constant(0))
@@ -132,7 +191,7 @@ def test_selectivity_carries_the_attack_that_never_came_back():
     got = replicates.selectivity(attack, skill)
     width, alone = (x.high - x.low for x in (got.difference, got.skill))
     assert got.difference.value == pytest.approx(got.skill.value)
-    assert width == pytest.approx(alone + 2 * zero_hit_bound(100), abs=0.03)
+    assert width == pytest.approx(math.hypot(alone, 2 * zero_hit_bound(100)), abs=0.01)
 
 
 def test_selectivity_says_which_retention_is_absent():

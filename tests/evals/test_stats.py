@@ -219,7 +219,13 @@ def test_non_inferiority_bound_is_the_upper_end_of_a_one_sided_interval():
     draws = 1 - resampled_means(other, counts) / resampled_means(reference, counts)
     assert loss < bound < 0.1
     assert np.mean(draws <= bound) == pytest.approx(0.95, abs=0.01)
-    assert non_inferiority_bound(reference, reference) == pytest.approx(0)
+    nothing = zero_hit_bound(400, 0.9) / reference.mean()  # what no flip among 400 leaves open, on one side
+    assert non_inferiority_bound(reference, reference) == pytest.approx(nothing)
+    one = reference.copy()
+    one[np.flatnonzero(reference)[0]] = 0
+    assert non_inferiority_bound(reference, one) >= nothing + 1 / reference.sum() - 1e-12
+    assert non_inferiority_bound(one, reference) > 0
+    assert non_inferiority_bound(reference + 5, reference + 5) == pytest.approx(0)  # no shares: no floor
     assert non_inferiority_bound(np.zeros(10), np.ones(10)) is None
 
 

@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from deltakeeper.errors import DataError
+from deltakeeper.evals.stats import zero_hit_bound
 from deltakeeper.evals.utility import (
     ItemRecord,
     Measure,
@@ -130,9 +131,15 @@ def test_equal_items_of_a_file_are_drawn_together():
     alone = compare(column(values), column(others))[0]
     twins = [f"h{i // 20}" for i in range(40)]
     together = compare(column(values, hashes=twins), column(others, hashes=twins))[0]
-    # Two clusters of equal content leave nothing to vary.
-    assert together.difference.low == together.difference.high == pytest.approx(-0.25)
-    assert alone.difference.low < alone.difference.high
+    # Two clusters of equal content leave nothing to vary, and what no hit among two of them leaves open.
+    assert together.difference.high == pytest.approx(-0.25 + zero_hit_bound(2))
+    assert alone.difference.low < alone.difference.high < together.difference.high
+
+
+def test_one_item_lost_leaves_no_less_open_than_none():
+    (one,) = compare(column([1] * 50), column([0] + [1] * 49))
+    assert one.difference.low <= -0.02 - zero_hit_bound(50) + 1e-12
+    assert one.difference.high >= -0.02 + zero_hit_bound(50) - 1e-12
 
 
 def test_perplexity_weighs_passages_by_their_tokens():

@@ -7,6 +7,7 @@ import pytest
 from synthetic_cells import attack_cells, cell, full_run, run_info, simple
 
 from deltakeeper.errors import RunError
+from deltakeeper.evals.stats import zero_hit_bound
 from deltakeeper.report.digest import SAMPLES, comparisons, digest
 from deltakeeper.study.cells import Perplexity
 
@@ -43,12 +44,15 @@ def test_mitigation_and_retention_follow_their_definitions():
     assert entry.retention.selectivity.above_zero
 
 
-def test_an_interval_without_width_says_why():
+def test_where_little_or_nothing_turned_an_interval_is_that_of_zero_hits():
     entry = variant(one_attack(simple(codec=(0.4, 0.8))), PRIMARY)
-    loss = entry.usefulness.loss_versus_tuned
-    assert (loss.low, loss.high) == (0, 0)
-    assert "no width" in loss.note
+    loss, half = entry.usefulness.loss_versus_tuned, zero_hit_bound(100) / 0.8
+    assert (loss.low, loss.high) == pytest.approx((-half, half))
+    assert "zero hits" in loss.note
     assert entry.usefulness.loss_versus_base.note == ""
+    one = variant(one_attack(simple(codec=(0.4, 0.79))), PRIMARY).usefulness.loss_versus_tuned
+    assert one.low <= one.value - half + 1e-9 < one.value + half <= one.high + 1e-9
+    assert not one.above_zero and one.note == ""
 
 
 def test_every_interval_holds_its_value(full_digest):
@@ -65,7 +69,7 @@ def test_every_interval_holds_its_value(full_digest):
 def test_beyond_shrinking_compares_with_the_shrunk_delta():
     attack = one_attack(simple(codec=(0.4, 0.8), shrink=(0.4, 0.8)))
     beyond = variant(attack, PRIMARY).retention.beyond_shrinking
-    assert (beyond.value, beyond.low, beyond.high) == (0, 0, 0)
+    assert beyond.value == 0 and beyond.low < 0 < beyond.high
     assert variant(attack, "shrink:factor=0.5").retention.beyond_shrinking.note == "this is the shrunk delta"
 
 

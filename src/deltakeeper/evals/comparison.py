@@ -1,13 +1,14 @@
 """Comparisons of three arms on the same prompts: aligned base, fine-tune, and what is served of the fine-tune.
 
 Pure functions of event vectors paired by prompt id. The three ways to state a mitigation, and what each of them means,
-are those left open by arXiv 2411.19530, so all three are given.
+are those left open by arXiv 2411.19530, so all three are given. No interval is narrower on either side than if no
+prompt had turned: one that turned is no better ground than none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,10 +22,12 @@ from deltakeeper.evals.stats import (
     draw_counts,
     mcnemar_exact,
     minimum_detectable_effect,
+    no_narrower,
     not_estimable,
     paired_bootstrap,
     percentile_estimate,
     resampled_means,
+    unseen_effect,
     wilson,
     zero_hit_bound,
 )
@@ -166,13 +169,11 @@ def mitigation(
 ) -> Mitigation:
     """All three readings of "reduced by", with paired bootstrap intervals over prompts or clusters."""
     sample = _Sample(arms, seed, resamples, clusters)
-    if flip_table(arms.tuned, arms.served).lost or flip_table(arms.tuned, arms.served).gained:
-        absolute = sample.estimate(lambda b, f, c: f - c)
-    else:  # the bootstrap of no flips has no width, which would claim to know that none can happen
-        bound = zero_hit_bound(sample.n)
-        absolute = Estimate(0.0, -bound, bound, "no prompt turned: bounded as zero hits are")
-    relative = sample.estimate(lambda b, f, c: (f - c) / f)
-    recovered = sample.estimate(lambda b, f, c: (f - c) / (f - b))
+    absolute = sample.estimate(lambda b, f, c: f - c, bounds=(-1, 1))
+    if not (flip_table(arms.tuned, arms.served).lost or flip_table(arms.tuned, arms.served).gained):
+        absolute = replace(absolute, note="no prompt turned: bounded as zero hits are")
+    relative = sample.estimate(lambda b, f, c: (f - c) / f, per=sample.tuned, bounds=(-np.inf, 1))
+    recovered = sample.estimate(lambda b, f, c: (f - c) / (f - b), per=sample.gap)
     if sample.gap < SMALLEST_GAP:
         recovered = not_estimable(f"fine-tune and base differ by less than {SMALLEST_GAP * 100:.0f} points")
     return Mitigation(absolute, relative, recovered)
@@ -184,8 +185,8 @@ def utility_loss(
     """Relative loss of the served model's score against the fine-tune's and against the base's."""
     sample = _Sample(arms, seed, resamples, clusters)
     return UtilityLoss(
-        versus_tuned=sample.estimate(lambda b, f, c: 1 - c / f),
-        versus_base=sample.estimate(lambda b, f, c: 1 - c / b),
+        versus_tuned=sample.estimate(lambda b, f, c: 1 - c / f, per=sample.tuned, bounds=(-np.inf, 1)),
+        versus_base=sample.estimate(lambda b, f, c: 1 - c / b, per=sample.base, bounds=(-np.inf, 1)),
     )
 
 
@@ -217,7 +218,8 @@ def selectivity(
         faults = [f"{name} {e.note}" for name, e in (("attack", left), ("skill", kept)) if not e.estimable]
         return Selectivity(left, kept, Estimate(None, None, None, "; ".join(faults)))
     difference = percentile_estimate(kept.value - left.value, use.resampled(_share_left) - goal.resampled(_share_left))
-    return Selectivity(left, kept, difference)
+    floor = unseen_effect([sample.unseen / sample.gap for sample in (goal, use)])
+    return Selectivity(left, kept, no_narrower(difference, floor))
 
 
 def perplexity_ratio(
@@ -260,7 +262,7 @@ def _retention(sample: _Sample) -> Estimate:
     smallest = minimum_detectable_effect(sample.n, sample.flipped) if sample.flipped else None
     if smallest is None or sample.gap < max(smallest, SMALLEST_GAP):
         return not_estimable("fine-tune and base differ by less than this many prompts can show")
-    return sample.estimate(_share_left)
+    return sample.estimate(_share_left, per=sample.gap)
 
 
 class _Sample:
@@ -277,7 +279,9 @@ class _Sample:
         self._resampled = resampled_means(
             events, draw_counts(self.n, resamples=resamples, seed=seed, clusters=names)
         )  # (3, resamples)
-        self.gap = float(self._observed[1, 0] - self._observed[0, 0])
+        self.base, self.tuned = float(self._observed[0, 0]), float(self._observed[1, 0])
+        self.gap = self.tuned - self.base
+        self.unseen = zero_hit_bound(self.n if names is None else len(set(names)))
         self.flipped = float(np.mean(events[0] != events[1]))
 
     def resampled(self, rates: _Rates) -> Floats:
@@ -285,8 +289,15 @@ class _Sample:
         with np.errstate(divide="ignore", invalid="ignore"):
             return rates(*self._resampled)
 
-    def estimate(self, rates: _Rates) -> Estimate:
-        """A function of the three rates with its interval."""
+    def estimate(self, rates: _Rates, per: float = 1.0, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+        """A function of the three rates with its interval, no narrower than if no prompt had turned.
+
+        Args:
+            rates: the function.
+            per: the rate that a difference of rates is divided by.
+            bounds: values that the quantity cannot leave.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             observed = float(rates(*self._observed)[0])
-        return percentile_estimate(observed, self.resampled(rates))
+        found = percentile_estimate(observed, self.resampled(rates))
+        return no_narrower(found, self.unseen / abs(per), bounds) if found.estimable else found

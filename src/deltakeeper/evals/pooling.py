@@ -1,4 +1,4 @@
-"""Estimates over several attack seeds: pooled, of each seed alone, and what is said where nothing varied."""
+"""Estimates over several attack seeds: pooled, of each seed alone, and what is said where little or nothing varied."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from deltakeeper.evals.stats import (
     Floats,
     crossed_estimate,
     detectable_effect,
+    floored,
     mcnemar_exact,
     not_estimable,
     two_sided_p,
+    unseen_effect,
 )
 
 Scores = Mapping[str, float]
@@ -33,7 +35,7 @@ FEW_SEEDS = 5
 Rule = Callable[[CrossedSample], str]
 """Why a sample lets nothing be estimated, or an empty text."""
 Half = Callable[[CrossedSample], float]
-"""Half the width of the interval of a sample in which nothing varied."""
+"""Half the width of the interval of a sample in which nothing varied, and the least of one in which little did."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,10 @@ class Pooling:
         fault: Rule | None = None,
         bounds: tuple[float, float] = (-np.inf, np.inf),
         half: Half,
+        floor: bool = True,
     ) -> Replicated:
         """The statistic over all seeds and of each."""
-        whole = self.pooled(statistic, fault=fault, bounds=bounds, half=half)
+        whole = self.pooled(statistic, fault=fault, bounds=bounds, half=half, floor=floor)
         alone = {
             seed: Pooling(
                 [CrossedSample(sample.values[:, [i]], sample.clusters) for sample in self.samples],
@@ -104,7 +107,7 @@ class Pooling:
                 self.seed,
                 self.resamples,
             )
-            .pooled(statistic, fault=fault, bounds=bounds, half=half, caution=False)
+            .pooled(statistic, fault=fault, bounds=bounds, half=half, floor=floor, caution=False)
             .pooled
             for i, seed in enumerate(self.seeds)
         }
@@ -117,10 +120,21 @@ class Pooling:
         fault: Rule | None = None,
         bounds: tuple[float, float] = (-np.inf, np.inf),
         half: Half,
+        floor: bool = True,
         level: float = LEVEL,
         caution: bool = True,
     ) -> Replicated:
-        """The statistic over all seeds together."""
+        """The statistic over all seeds together.
+
+        Args:
+            statistic: of the arms' means in each sample.
+            fault: why a sample lets nothing be estimated.
+            bounds: values that the quantity cannot leave.
+            half: half the interval of a sample in which nothing varied.
+            floor: whether a sample of scores within 0 and 1 in which little varied gets no less than that either.
+            level: coverage that the interval aims at.
+            caution: whether the note says that there are few seeds.
+        """
         prompts = sum(sample.values.shape[2] for sample in self.samples)
         clusters = sum(sample.groups for sample in self.samples)
         faults = [text for sample in self.samples if fault and (text := fault(sample))]
@@ -134,18 +148,19 @@ class Pooling:
             return Replicated(estimate, {}, prompts, clusters, None, None)
         notes = [note] if caution and (note := _caution(len(self.seeds))) else []
         if any(spread.still):
-            # No width would claim to know that no prompt can turn out otherwise.
-            reach = sum(half(sample) for sample, still in zip(self.samples, spread.still, strict=True) if still)
-            low, high = max(bounds[0], (estimate.low or 0) - reach), min(bounds[1], (estimate.high or 0) + reach)
             notes.append("nothing varied: bounded as zero hits are")
-            estimate = Estimate(value, low, high, "; ".join(notes))
-            if spread.absent:
-                p = mcnemar_exact(min(sample.groups for sample in self.samples), 0) if value else 1.0
-                return Replicated(estimate, {}, prompts, clusters, p, reach)
-        estimate = Estimate(value, estimate.low, estimate.high, "; ".join(notes))
-        return Replicated(
-            estimate, {}, prompts, clusters, two_sided_p(value, spread), detectable_effect(spread, level=level)
-        )
+        # No width, or that of one prompt that turned, would claim to know that no other can turn out otherwise.
+        halves = [
+            half(sample) if still or (floor and sample.of_shares) else 0.0
+            for sample, still in zip(self.samples, spread.still, strict=True)
+        ]
+        wide = floored(estimate, spread, halves, level=level, bounds=bounds)
+        estimate = Estimate(value, wide.low, wide.high, "; ".join(notes))
+        if spread.absent:
+            p = mcnemar_exact(min(sample.groups for sample in self.samples), 0) if value else 1.0
+            return Replicated(estimate, {}, prompts, clusters, p, unseen_effect(halves))
+        shown = max(detectable_effect(spread, level=level), unseen_effect(halves))
+        return Replicated(estimate, {}, prompts, clusters, two_sided_p(value, spread), shown)
 
 
 def _caution(seeds: int) -> str:

@@ -1,14 +1,14 @@
 """Comparisons of three arms over several attack seeds, each seed put to the same prompts.
 
 Every estimate is a function of rates averaged over seeds and prompts, so a retention is the ratio of mean differences,
-not the mean of ratios; the value of each seed stands beside it. How the intervals carry seeds and prompts is said in
-`deltakeeper.evals.stats.crossed`. Definitions and the rules on what cannot be estimated are those of
-`deltakeeper.evals.comparison`.
+not the mean of ratios; the value of each seed stands beside it. How the intervals carry seeds and prompts, and that
+none is narrower on either side than if no prompt had turned, is said in `deltakeeper.evals.stats.crossed`. Definitions
+and the rules on what cannot be estimated are those of `deltakeeper.evals.comparison`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from deltakeeper.evals.stats import (
     Floats,
     crossed_estimate,
     detectable_effect,
+    mcnemar_exact,
     minimum_detectable_effect,
     zero_hit_bound,
 )
@@ -114,17 +115,35 @@ class GainOverShrinking:
 
 
 def rate(runs: Runs, clusters: Clusters | None = None, *, seed: int = 0, resamples: int = RESAMPLES) -> Replicated:
-    """Mean of one arm over seeds and prompts."""
+    """Mean of one arm over seeds and prompts; of scores that are no events the interval has no floor."""
     work = Pooling([crossed_sample([runs], clusters)], sorted(runs), seed, resamples)
-    return work.estimate(lambda x: x[0], bounds=_range(runs), half=_unit)
+    events = all(score in (0, 1) for scores in runs.values() for score in scores.values())
+    bounds = (0.0, 1.0) if events else (-np.inf, np.inf)
+    return work.estimate(lambda x: x[0], bounds=bounds, half=_unit, floor=events)
 
 
 def difference(
     one: Runs, other: Runs, clusters: Clusters | None = None, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Replicated:
     """Mean of `one` minus mean of `other`, paired by seed and prompt."""
-    work = Pooling([crossed_sample([one, other], clusters)], sorted(one), seed, resamples)
-    return work.estimate(lambda x: x[0] - x[1], half=_unit)
+    sample = crossed_sample([one, other], clusters)
+    reach = 1.0 if sample.of_shares else np.inf
+    work = Pooling([sample], sorted(one), seed, resamples)
+    return work.estimate(lambda x: x[0] - x[1], bounds=(-reach, reach), half=_unit)
+
+
+def sign_test(one: Runs, other: Runs, clusters: Clusters | None = None) -> float:
+    """Exact two-sided p-value of the signs of `one` minus `other`, summed over seeds, by prompt or cluster.
+
+    With one seed it is the exact McNemar test. A handful of turned prompts is no ground for Student's t, which calls
+    four of a hundred clear, so a p-value over seeds and prompts is not believed below this one.
+    """
+    turns: dict[Hashable, float] = {}
+    for seed in one:
+        for id, score in one[seed].items():
+            group = id if clusters is None else clusters[id]
+            turns[group] = turns.get(group, 0.0) + score - other[seed][id]
+    return mcnemar_exact(sum(turn > 0 for turn in turns.values()), sum(turn < 0 for turn in turns.values()))
 
 
 def mitigation(arms: ReplicatedArms, *, seed: int = 0, resamples: int = RESAMPLES) -> ReplicatedMitigation:
@@ -285,8 +304,3 @@ def _work(arms: Sequence[ReplicatedArms], seed: int, resamples: int) -> Pooling:
 def _same_seeds(arms: Sequence[ReplicatedArms]) -> None:
     if len({one.seeds for one in arms}) != 1:
         raise DataError("attack and skill were measured under other seeds; measure both on the same fine-tunes.")
-
-
-def _range(runs: Runs) -> tuple[float, float]:
-    binary = all(score in (0, 1) for scores in runs.values() for score in scores.values())
-    return (0.0, 1.0) if binary else (-np.inf, np.inf)

@@ -142,15 +142,19 @@ class _View:
 
     def _mitigation(self, c: str) -> Mitigation:
         b, f = self.base.variant, self.tuned.variant
+        whole, gap = self._rate(self.goal, f), self._gap(self.goal)
         return Mitigation(
-            absolute=estimate(lambda m: m[f] - m[c], self.goal),
-            relative=_guarded(lambda: estimate(lambda m: _over(m[f] - m[c], m[f]), self.goal)),
-            recovered=_guarded(lambda: estimate(lambda m: _over(m[f] - m[c], m[f] - m[b]), self.goal), self.goal_fault),
+            absolute=estimate(lambda m: m[f] - m[c], self.goal, most=1),
+            relative=_guarded(lambda: estimate(lambda m: _over(m[f] - m[c], m[f]), self.goal, whole, 1)),
+            recovered=_guarded(
+                lambda: estimate(lambda m: _over(m[f] - m[c], m[f] - m[b]), self.goal, gap), self.goal_fault
+            ),
         )
 
     def _usefulness(self, c: str) -> Usefulness:
         def loss(reference: str) -> Estimate:
-            return _guarded(lambda: estimate(lambda m: 1 - _over(m[c], m[reference]), self.skill))
+            whole = self._rate(self.skill, reference)
+            return _guarded(lambda: estimate(lambda m: 1 - _over(m[c], m[reference]), self.skill, whole, 1))
 
         return Usefulness(loss(self.tuned.variant), loss(self.base.variant))
 
@@ -160,26 +164,33 @@ class _View:
         def kept(means: Mapping[str, estimates.Floats], variant: str) -> estimates.Floats:
             return _over(means[variant] - means[b], means[f] - means[b])
 
+        gaps = self._gap(self.goal), self._gap(self.skill)
         both = self.goal_fault or self.skill_fault
         beyond = not_estimable(_NO_SHRINKING)
         if self.shrunk is not None and self.shrunk is not cell:
             s = self.shrunk.variant
             beyond = _guarded(
                 lambda: joint_estimate(
-                    lambda g, u: kept(u, c) - kept(g, c) - kept(u, s) + kept(g, s), self.goal, self.skill
+                    lambda g, u: kept(u, c) - kept(g, c) - kept(u, s) + kept(g, s), self.goal, self.skill, gaps
                 ),
                 both,
             )
         elif self.shrunk is cell:
             beyond = not_estimable("this is the shrunk delta")
         return Retention(
-            attack=_guarded(lambda: estimate(lambda m: kept(m, c), self.goal), self.goal_fault),
-            skill=_guarded(lambda: estimate(lambda m: kept(m, c), self.skill), self.skill_fault),
+            attack=_guarded(lambda: estimate(lambda m: kept(m, c), self.goal, gaps[0]), self.goal_fault),
+            skill=_guarded(lambda: estimate(lambda m: kept(m, c), self.skill, gaps[1]), self.skill_fault),
             selectivity=_guarded(
-                lambda: joint_estimate(lambda g, u: kept(u, c) - kept(g, c), self.goal, self.skill), both
+                lambda: joint_estimate(lambda g, u: kept(u, c) - kept(g, c), self.goal, self.skill, gaps), both
             ),
             beyond_shrinking=beyond,
         )
+
+    def _rate(self, sample: Resampler, variant: str) -> float:
+        return float(sample.observed[variant][0])
+
+    def _gap(self, sample: Resampler) -> float:
+        return self._rate(sample, self.tuned.variant) - self._rate(sample, self.base.variant)
 
 
 def comparisons(attacks: Sequence[AttackEntry]) -> Iterator[Comparison]:

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltakeeper.errors import RunError
-from deltakeeper.evals.stats import mcnemar_exact, minimum_detectable_effect, wilson
+from deltakeeper.evals.stats import (
+    mcnemar_exact,
+    minimum_detectable_effect,
+    unseen_effect,
+    wilson,
+    zero_hit_bound,
+)
 from deltakeeper.report.entries import Comparison, Estimate, Rate
 from deltakeeper.study.cells import OUTCOMES, Answer, Cell, Probe
 
@@ -94,15 +100,42 @@ class Resampler:
         self.resampled = dict(zip(names, means, strict=True))
 
 
-def estimate(statistic: Callable[[Mapping[str, Floats]], Floats], sample: Resampler) -> Estimate:
-    """A statistic of one probe's means with its percentile interval."""
-    return _interval(float(statistic(sample.observed)[0]), statistic(sample.resampled))
+def estimate(
+    statistic: Callable[[Mapping[str, Floats]], Floats], sample: Resampler, per: float = 1.0, most: float = np.inf
+) -> Estimate:
+    """A statistic of one probe's means with its percentile interval, no narrower than if no answer had turned.
+
+    Args:
+        statistic: the statistic.
+        sample: the probe.
+        per: the rate that a difference of rates is divided by.
+        most: largest value that the quantity can have.
+    """
+    observed = float(statistic(sample.observed)[0])
+    return _floored(_interval(observed, statistic(sample.resampled)), [_unseen(sample, per)], most)
 
 
-def joint_estimate(statistic: Statistic, goal: Resampler, skill: Resampler) -> Estimate:
-    """A statistic of the goal's and the skill's means with its percentile interval."""
-    observed = statistic(goal.observed, skill.observed)
-    return _interval(float(observed[0]), statistic(goal.resampled, skill.resampled))
+def joint_estimate(
+    statistic: Statistic, goal: Resampler, skill: Resampler, per: tuple[float, float] = (1.0, 1.0)
+) -> Estimate:
+    """The same of the goal's and the skill's means; `per` is what differences of either are divided by."""
+    observed = float(statistic(goal.observed, skill.observed)[0])
+    halves = [_unseen(sample, share) for sample, share in zip((goal, skill), per, strict=True)]
+    return _floored(_interval(observed, statistic(goal.resampled, skill.resampled)), halves)
+
+
+def _unseen(sample: Resampler, per: float) -> float:
+    return zero_hit_bound(sample.n) / abs(per) if per else 0.0
+
+
+def _floored(found: Estimate, halves: Sequence[float], most: float = np.inf) -> Estimate:
+    """The bootstrap of one turned answer, or of none, would claim to know that no other can turn."""
+    value, low, high = found.value, found.low, found.high
+    if value is None or low is None or high is None:
+        return found
+    half = unseen_effect(halves)
+    note = "no answer turned: bounded as zero hits are" if low == high else ""
+    return Estimate(value, _clean(min(low, value - half)), _clean(min(most, max(high, value + half))), note)
 
 
 def denominator_fault(sample: Resampler, upper: str, lower: str, what: str) -> str:
@@ -153,8 +186,7 @@ def _interval(observed: float, resampled: Floats) -> Estimate:
     if not np.isfinite(observed) or len(finite) < 0.975 * len(resampled):
         return not_estimable("not estimable: the reference is zero in some resamples")
     low, high = np.quantile(finite, [0.025, 0.975])
-    flat = "no answer turned, so the interval has no width" if low == high else ""
-    return Estimate(_clean(observed), _clean(float(low)), _clean(float(high)), flat)
+    return Estimate(_clean(observed), _clean(float(low)), _clean(float(high)), "")
 
 
 def _rate(hits: int, n: int) -> Rate:

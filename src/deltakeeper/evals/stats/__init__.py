@@ -21,8 +21,24 @@ from deltakeeper.evals.stats.bootstrap import (
     paired_bootstrap,
     resampled_means,
 )
-from deltakeeper.evals.stats.crossed import CrossedSample, Spread, crossed_estimate, detectable_effect, two_sided_p
-from deltakeeper.evals.stats.estimates import LEVEL, Estimate, Floats, Interval, not_estimable, percentile_estimate
+from deltakeeper.evals.stats.crossed import (
+    CrossedSample,
+    Spread,
+    crossed_estimate,
+    detectable_effect,
+    floored,
+    two_sided_p,
+    unseen_effect,
+)
+from deltakeeper.evals.stats.estimates import (
+    LEVEL,
+    Estimate,
+    Floats,
+    Interval,
+    no_narrower,
+    not_estimable,
+    percentile_estimate,
+)
 from deltakeeper.evals.stats.near_duplicates import near_duplicate_clusters
 from deltakeeper.evals.stats.proportions import wilson, zero_hit_bound
 from deltakeeper.evals.stats.significance import (
@@ -54,11 +70,13 @@ __all__ = [
     "crossed_estimate",
     "detectable_effect",
     "draw_counts",
+    "floored",
     "kappa_estimate",
     "mcnemar_exact",
     "mcnemar_power",
     "minimum_detectable_effect",
     "near_duplicate_clusters",
+    "no_narrower",
     "non_inferiority_bound",
     "not_estimable",
     "paired_bootstrap",
@@ -68,6 +86,7 @@ __all__ = [
     "resampled_means",
     "rogan_gladen",
     "two_sided_p",
+    "unseen_effect",
     "wilson",
     "zero_hit_bound",
 ]

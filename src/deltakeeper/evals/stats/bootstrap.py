@@ -12,7 +12,15 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import norm
 
-from deltakeeper.evals.stats.estimates import LEVEL, Estimate, Floats, not_estimable, percentile_estimate
+from deltakeeper.evals.stats.estimates import (
+    LEVEL,
+    Estimate,
+    Floats,
+    no_narrower,
+    not_estimable,
+    percentile_estimate,
+)
+from deltakeeper.evals.stats.proportions import zero_hit_bound
 
 Statistic = Callable[[Floats], Floats]
 """Takes counts `(resamples, n)` of how often each unit was drawn; gives one value a resample, `(resamples,)`."""
@@ -140,7 +148,8 @@ def non_inferiority_bound(
 ) -> float | None:
     """One-sided upper bound of the relative loss `1 - mean(other) / mean(reference)`, paired by position.
 
-    The loss is shown to be at most m at the level if the bound is at most m.
+    The loss is shown to be at most m at the level if the bound is at most m. For scores within 0 and 1 the bound lies
+    no nearer to the loss than if no prompt had turned.
 
     Args:
         reference: scores `(n,)` of the arm that must not be undercut.
@@ -158,6 +167,8 @@ def non_inferiority_bound(
         return 1 - resampled_means(other, counts) / resampled_means(reference, counts)
 
     two_sided = 2 * level - 1
-    return paired_bootstrap(
-        loss, len(reference), resamples=resamples, seed=seed, clusters=clusters, level=two_sided
-    ).high
+    found = paired_bootstrap(loss, len(reference), resamples=resamples, seed=seed, clusters=clusters, level=two_sided)
+    if any(((scores < 0) | (scores > 1)).any() for scores in (reference, other)) or not found.estimable:
+        return found.high
+    groups = len(reference if clusters is None else set(clusters))
+    return no_narrower(found, zero_hit_bound(groups, two_sided) / float(reference.mean()), (-np.inf, 1)).high

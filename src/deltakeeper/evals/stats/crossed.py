@@ -12,10 +12,14 @@ So it gives the interval's shape only. The width is set by the variance componen
 V = V_seeds + V_prompts − V_cells (each unbiased in a balanced two-way layout), and by Student's t with Satterthwaite's
 degrees of freedom. With three seeds that differ the interval is wide and rough: 4.3 standard errors, themselves known
 from three numbers. Five seeds are the fewest at which coverage was checked.
+
+Where one or two prompts turn, or none, such an error knows next to nothing, and one prompt that turned would look like
+better ground than none. `floored` therefore never leaves less on either side than zero hits among the prompts allow.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -63,13 +67,18 @@ class CrossedSample:
         """Mean of each arm over seeds and prompts, `(arms, 1)`."""
         return np.asarray(self.values.mean((1, 2))[:, None], dtype=np.float64)
 
+    @property
+    def of_shares(self) -> bool:
+        """Whether all scores lie within 0 and 1, so that zero hits among the prompts bound them."""
+        return bool(((self.values >= 0) & (self.values <= 1)).all())
+
 
 @dataclass(frozen=True)
 class Spread:
     """Standard error of a statistic, its degrees of freedom, and the parts of its variance.
 
     `still` says of each sample whether nothing in it varies over seeds or prompts, so that the error knows nothing of
-    it: no event at all, or all of them.
+    it: no event at all, or all of them. `alone` is the error that each sample has by itself.
     """
 
     error: float
@@ -77,6 +86,7 @@ class Spread:
     of_seeds: float
     of_prompts: float
     still: tuple[bool, ...]
+    alone: tuple[float, ...]
 
     @property
     def absent(self) -> bool:
@@ -107,7 +117,7 @@ def crossed_estimate(
         bounds: values that the quantity cannot leave; the ends of the interval are cut there.
 
     Returns:
-        The estimate (of no width if nothing varies: the caller knows what zero hits mean for it), and its spread.
+        The estimate (of no width if nothing varies: `floored` is told what zero hits mean for it), and its spread.
 
     Raises:
         ValueError: the samples do not have the same number of seeds.
@@ -132,6 +142,41 @@ def crossed_estimate(
     ends = Interval(observed + stretch * (estimate.low - observed), observed + stretch * (estimate.high - observed))
     low, high = max(bounds[0], min(ends.low, observed)), min(bounds[1], max(ends.high, observed))
     return Estimate(observed, low, high, estimate.note), spread
+
+
+def floored(
+    estimate: Estimate,
+    spread: Spread,
+    halves: Sequence[float],
+    *,
+    level: float = LEVEL,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Estimate:
+    """An estimate whose interval is on neither side narrower than if no prompt had turned.
+
+    A sample whose own error leaves less than zero hits do adds the squares that are missing, as limits of independent
+    parts add up (Zou and Donner 2008, doi:10.1002/sim.3095); so one prompt that turns narrows nothing.
+
+    Args:
+        estimate: a value with its interval.
+        spread: its spread.
+        halves: for each sample, half the interval if nothing in it varied; 0 for a sample without a floor.
+        level: coverage that the interval aims at.
+        bounds: values that the quantity cannot leave.
+    """
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if value is None or low is None or high is None:
+        return estimate
+    tail = float(student.ppf((1 + level) / 2, spread.freedom))
+    missing = sum(max(0.0, half**2 - (tail * own) ** 2) for half, own in zip(halves, spread.alone, strict=True))
+    least = unseen_effect(halves)
+    below, above = (max(least, math.sqrt(side**2 + missing)) for side in (value - low, high - value))
+    return Estimate(value, max(bounds[0], value - below), min(bounds[1], value + above), estimate.note)
+
+
+def unseen_effect(halves: Sequence[float]) -> float:
+    """What samples in which nothing varied leave open together: the root of the sum of their squares."""
+    return math.hypot(*halves)
 
 
 def two_sided_p(value: float, spread: Spread) -> float:
@@ -174,6 +219,15 @@ def _linearised(sample: CrossedSample, slopes: Floats) -> Floats:
 
 def _spread(linear: Sequence[Floats], samples: Sequence[CrossedSample]) -> Spread:
     seeds = samples[0].seeds
+    variance, of_seeds, of_prompts, squares = _components(linear, seeds)
+    freedom = (of_seeds + of_prompts) ** 2 / squares if squares > 0 else 1.0
+    still = tuple(bool(np.abs(cells).max() < _NOTHING) for cells in linear)
+    alone = tuple(float(np.sqrt(_components([cells], seeds)[0])) for cells in linear)
+    return Spread(float(np.sqrt(variance)), freedom, of_seeds, of_prompts, still, alone)
+
+
+def _components(linear: Sequence[Floats], seeds: int) -> tuple[float, float, float, float]:
+    """Variance of a statistic, its parts of seeds and of prompts, and Satterthwaite's sum of squares over freedom."""
     by_seed = np.sum([cells.mean(1) for cells in linear], 0)  # (seeds,)
     of_seeds = float(by_seed @ by_seed) / (seeds * (seeds - 1)) if seeds > 1 else 0.0
     of_prompts, of_cells, squares = 0.0, 0.0, 0.0
@@ -188,12 +242,9 @@ def _spread(linear: Sequence[Floats], samples: Sequence[CrossedSample]) -> Sprea
         if seeds > 1:
             rest = cells - cells.mean(1, keepdims=True) - by_group
             of_cells += float((rest**2).sum()) / ((seeds - 1) * (groups - 1) * seeds * groups)
-    variance = max(of_seeds, of_prompts, of_seeds + of_prompts - of_cells)
     if seeds > 1:
         squares += of_seeds**2 / (seeds - 1)
-    freedom = (of_seeds + of_prompts) ** 2 / squares if squares > 0 else 1.0
-    still = tuple(bool(np.abs(cells).max() < _NOTHING) for cells in linear)
-    return Spread(float(np.sqrt(variance)), freedom, of_seeds, of_prompts, still)
+    return max(of_seeds, of_prompts, of_seeds + of_prompts - of_cells), of_seeds, of_prompts, squares
 
 
 def _draw_means(samples: Sequence[CrossedSample], seed: int, resamples: int) -> list[Floats]:

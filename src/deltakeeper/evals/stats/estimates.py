@@ -41,6 +41,18 @@ def not_estimable(reason: str) -> Estimate:
     return Estimate(None, None, None, f"not estimable: {reason}")
 
 
+def no_narrower(estimate: Estimate, half: float, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+    """An estimate whose interval reaches at least `half` on either side, and nowhere beyond `bounds`.
+
+    A bootstrap sees only prompts that turned, so with one or two of them it is narrower than what none leaves open.
+    """
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if value is None or low is None or high is None:
+        return estimate
+    low, high = max(bounds[0], min(low, value - half)), min(bounds[1], max(high, value + half))
+    return Estimate(value, low, high, estimate.note)
+
+
 def percentile_estimate(observed: float, resampled: Floats, level: float = LEVEL) -> Estimate:
     """An observed value with the percentile interval of its resamples `(resamples,)`.
 

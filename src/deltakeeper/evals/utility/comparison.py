@@ -16,16 +16,18 @@ from deltakeeper.evals.stats import (
     Floats,
     Statistic,
     mcnemar_exact,
+    no_narrower,
     non_inferiority_bound,
     paired_bootstrap,
     resampled_means,
     wilson,
+    zero_hit_bound,
 )
 from deltakeeper.evals.utility.records import ItemRecord, Measure, by_measure, pair
 
 MARGIN = 0.1
 """The loss of utility that is asked about: a tenth of the reference's score (arXiv 2411.19530)."""
-_RATES = {
+RATES = {
     "nll": ("tokens", 1.0, "perplexity"),
     "word_perplexity": ("word_perplexity.count", -1.0, "word_perplexity"),
     "byte_perplexity": ("byte_perplexity.count", -1.0, "byte_perplexity"),
@@ -62,8 +64,8 @@ class Comparison:
         n: number of items.
         reference: score of the reference.
         other: score of the arm.
-        difference: `other - reference` with its paired 95 % interval; of log-perplexities (nats a token) for
-            perplexity.
+        difference: `other - reference` with its paired 95 % interval, for scores within 0 and 1 no narrower than if
+            no item had turned; of log-perplexities (nats a token) for perplexity.
         lost: items that only the reference has right; None where items are not right or wrong.
         gained: items that only the arm has right; likewise.
         p: exact McNemar p-value of the two; likewise.
@@ -167,6 +169,8 @@ def _compare(measure: Measure, reference: _Column, other: _Column, same_prompts:
         difference = paired_bootstrap(
             lambda counts: new(counts) - old(counts), n, resamples=_resamples(n), clusters=clusters
         )
+        if not any(((column.values < 0) | (column.values > 1)).any() for column in (reference, other)):
+            difference = no_narrower(difference, zero_hit_bound(len(set(clusters))), (-1, 1))
         loss = 1 - after / before if before else None
         bound = non_inferiority_bound(
             reference.values, other.values, resamples=_resamples(n), clusters=clusters, level=LEVEL
@@ -190,11 +194,11 @@ def _few_flips(lost: int, gained: int, n: int) -> float:
 def _columns(records: Iterable[ItemRecord]) -> dict[Measure, _Column]:
     found = by_measure(records)
     columns = {}
-    counts = {weight for weight, _, _ in _RATES.values()}
+    counts = {weight for weight, _, _ in RATES.values()}
     for measure, rows in found.items():
         values = np.array([row.value for row in rows])
-        if measure.metric in _RATES:
-            weight, sign, name = _RATES[measure.metric]
+        if measure.metric in RATES:
+            weight, sign, name = RATES[measure.metric]
             counted = found.get(measure._replace(metric=weight), [])
             if [row.doc_id for row in counted] != [row.doc_id for row in rows]:
                 raise DataError(f"{measure.metric} of {measure.task} comes without its '{weight}'; keep all records.")
