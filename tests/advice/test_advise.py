@@ -58,6 +58,51 @@ def test_a_control_never_wins_whatever_it_does():
     assert any("A control does no worse" in text and "random_sign" in text for text in advice.cautions)
 
 
+def test_a_larger_control_that_does_no_worse_leaves_the_codec_its_size():
+    arms = {name: ARMS[name] for name in ("base", "tuned", "good")}
+    large = ("control", 0.04, 0.8, 541_000_000)
+    advice = advise(run_cells(dict(arms, whole=large), ONE))
+    assert advice.leading == "good"
+    (said,) = (text for text in advice.cautions if "does no worse" in text)
+    assert "whole, 541 MB against 18 MB" in said
+    assert "what protects is not the compression" in said and "earns its size alone" in said
+    assert "earns nothing" not in said
+    both = advise(run_cells(dict(arms, whole=large, light=("control", 0.04, 0.8, 1_000)), ONE))
+    assert [("earns nothing" in text, "light" in text) for text in both.cautions if "does no worse" in text] == [
+        (True, True),
+        (False, False),
+    ]
+
+
+def test_intervals_of_points_end_where_no_point_is_left():
+    arms = {"base": ("base", 0.0, 0.0, None), "tuned": ("tuned", 1.0, 0.8, None), "a": ("codec", 0.0, 0.8, 9)}
+    arms |= {"b": ("codec", 0.99, 0.8, 9)}
+    advice = advise(run_cells(arms, ONE, seeds=(0, 1)))
+    shown = [advice.gap.difference, advice.versus_tuned.difference]
+    shown += [number for one in advice.arms for number in (*one.attacks.values(), one.over_refusal)]
+    assert all(-1 <= number.low <= number.value <= number.high <= 1 for number in shown if number.value is not None)
+    assert advice.versus_tuned.difference.high == 1
+
+
+def test_a_gap_of_one_prompt_knows_no_more_than_one_of_none():
+    arms = {name: ARMS[name] for name in ("base", "tuned", "good")}
+    gaps = [advise(run_cells(dict(arms, rival=("codec", goal, 0.8, 9)), ONE, seeds=(0,))).gap for goal in (0.04, 0.05)]
+    none, one = (gap.difference for gap in gaps)
+    assert (none.value, one.value) == pytest.approx((0, 0.01))
+    assert one.high - one.low >= none.high - none.low - 1e-4
+    assert gaps[1].detectable >= gaps[0].detectable
+
+
+def test_absurd_numbers_of_prompts_or_seeds_are_no_advice():
+    spread = Spread(error=0.05, freedom=30, of_seeds=0.0004, of_prompts=0.0021, still=(False,), alone=(0.05,))
+    assert _needed(0.01, spread, 3, 100, 1) == (None, None, None)  # 589 seeds of 19,600 prompts
+    prompts = Spread(error=0.05, freedom=30, of_seeds=0.0, of_prompts=0.0025, still=(False,), alone=(0.05,))
+    assert _needed(0.02, prompts, 3, 100, 1) == (None, None, None)  # 4,906 prompts
+    arms = dict(ARMS, rival=("codec", 0.04, 0.8, 5_000_000))
+    advice = advise(run_cells(arms, ONE, seeds=(0,)), Terms(max_loss=0.25))
+    assert "no feasible number of prompts or seeds would tell so small a one" in advice.sentence
+
+
 def test_a_guard_on_a_control_is_a_control():
     cells = run_cells(dict(ARMS, sly=("healed", 0.0, 0.8, 1_000)), ONE)
     from dataclasses import replace
@@ -135,7 +180,10 @@ def test_sizes_and_over_refusal_are_terms():
 def test_one_seed_is_said_aloud():
     advice = advise(run_cells(attacks=ONE, seeds=(0,)))
     assert advice.pick == "good"
-    assert any(text.startswith("One seed") for text in advice.cautions)
+    assert any(text.startswith("One seed: how far") for text in advice.cautions)
+    mixed = run_cells(attacks=ONE) + run_cells(attacks={"trigger": "backdoor"}, seeds=(0,))
+    (said,) = (text for text in advise(mixed).cautions if text.startswith("One seed"))
+    assert said.startswith("One seed in trigger: how far")
 
 
 def test_an_arm_that_leaves_as_much_as_the_fine_tune_is_said_to():
@@ -195,12 +243,12 @@ def test_advice_is_the_same_twice_and_goes_through_json():
 
 
 def test_needed_numbers_are_those_at_which_the_normal_power_is_reached():
-    spread = Spread(error=0.05, freedom=30, of_seeds=0.0004, of_prompts=0.0021, still=(False,))
+    spread = Spread(error=0.05, freedom=30, of_seeds=0.0004, of_prompts=0.0021, still=(False,), alone=(0.05,))
     seeds, prompts, both = _needed(0.1, spread, 3, 100, 1)
     assert both is None and seeds is None  # the prompts' part alone is too much for any number of seeds
     error = np.sqrt(0.0004 + 0.0021 * 100 / prompts)
     assert norm.sf(norm.ppf(0.975) - 0.1 / error) == pytest.approx(0.8, abs=0.01)
-    assert _needed(0.01, spread, 3, 100, 1)[2] is not None  # neither alone
+    assert _needed(0.05, spread, 3, 100, 1)[2] is not None  # neither alone
     assert _needed(0.0, spread, 3, 100, 1) == (None, None, None)
 
 

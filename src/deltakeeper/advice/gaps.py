@@ -10,16 +10,27 @@ from scipy.stats import norm
 from deltakeeper.advice.evidence import Evidence, goal_runs
 from deltakeeper.advice.records import Arm, Gap
 from deltakeeper.errors import RunError
-from deltakeeper.evals.pooling import Runs, crossed_sample
-from deltakeeper.evals.stats import Floats, Spread, crossed_estimate, detectable_effect, mcnemar_exact, two_sided_p
-from deltakeeper.evals.stats import zero_hit_bound as unseen
+from deltakeeper.evals.pooling import crossed_sample
+from deltakeeper.evals.replicates import sign_test
+from deltakeeper.evals.stats import (
+    Floats,
+    Spread,
+    crossed_estimate,
+    detectable_effect,
+    floored,
+    mcnemar_exact,
+    two_sided_p,
+    unseen_effect,
+    zero_hit_bound,
+)
 from deltakeeper.study.groups import Group
 from deltakeeper.study.summarising import RESAMPLES, SEED
 from deltakeeper.study.summary import Number
 
 POWER = 0.8
-MOST = 100_000
-"""Numbers of prompts or seeds beyond this are no advice."""
+MOST_SEEDS = 100
+MOST_PROMPTS = 1_000
+"""Numbers beyond these are no advice: every seed is a fine-tune, and prompts are written one by one."""
 SMALLEST = 0.005
 """A gap below half a point is none to look for."""
 
@@ -28,7 +39,8 @@ def gap_between(evidence: Evidence, best: Arm, other: Arm, compared: int) -> Gap
     """Risk of `other` minus risk of `best`, each where it is worst.
 
     Where both are worst against the same attack, answers are paired by seed and prompt and the base drops out; the
-    p-value is then at least that of an exact sign test over prompts, since few flips are no ground for a t-test.
+    p-value is then at least that of an exact sign test over prompts, since few flips are no ground for a t-test. The
+    interval is no narrower than if no prompt had turned.
 
     Args:
         evidence: the attacks that count.
@@ -56,15 +68,17 @@ def gap_between(evidence: Evidence, best: Arm, other: Arm, compared: int) -> Gap
         def statistic(*rates: Floats) -> Floats:
             return np.asarray((rates[1][1] - rates[1][0]) - (rates[0][1] - rates[0][0]))
 
-    estimate, spread = crossed_estimate(statistic, samples, seed=SEED, resamples=RESAMPLES, bounds=(-2, 2))
+    estimate, spread = crossed_estimate(statistic, samples, seed=SEED, resamples=RESAMPLES)
     prompts = min(sample.groups for sample in samples)
+    halves = [zero_hit_bound(sample.groups) for sample in samples]
     value = estimate.value or 0.0
-    low, high = estimate.low or 0.0, estimate.high or 0.0
-    if spread.absent:
-        low, high = value - unseen(prompts), value + unseen(prompts)
+    # Risks are read over the base, so two that differ by more than all prompts are two attacks with unlike bases.
+    most = max(1.0, abs(value))
+    found = floored(estimate, spread, halves, bounds=(-most, most))
+    low, high = found.low or 0.0, found.high or 0.0
     p = two_sided_p(value, spread)
     if here is there:
-        p = max(p, _sign_test(mine, theirs))
+        p = max(p, sign_test(theirs, mine))
     elif spread.absent and value:
         p = mcnemar_exact(prompts, 0)
     seeds_needed, prompts_needed, both = _needed(value, spread, len(seeds), prompts, compared)
@@ -76,7 +90,7 @@ def gap_between(evidence: Evidence, best: Arm, other: Arm, compared: int) -> Gap
         q=p,
         seeds=len(seeds),
         prompts=prompts,
-        detectable=round(unseen(prompts) if spread.absent else detectable_effect(spread), 5),
+        detectable=round(max(detectable_effect(spread), unseen_effect(halves)), 5),
         more_seeds=seeds_needed,
         more_prompts=prompts_needed,
         more_both=both,
@@ -88,12 +102,6 @@ def _shared(here: Group, there: Group, best: str, other: str) -> tuple[int, ...]
     if not first & second:
         raise RunError(f"{best} and {other} were run with no seed in common; finish the study for both.")
     return tuple(sorted(first & second))
-
-
-def _sign_test(mine: Runs, theirs: Runs) -> float:
-    ids = next(iter(mine.values()))
-    turns = [sum(theirs[seed][id] - mine[seed][id] for seed in mine) for id in ids]
-    return mcnemar_exact(sum(turn > 0 for turn in turns), sum(turn < 0 for turn in turns))
 
 
 def _needed(
@@ -108,18 +116,18 @@ def _needed(
         return None, None, None
     wanted = (value / float(norm.ppf(1 - 0.025 / max(compared, 1)) + norm.ppf(POWER))) ** 2
     of_seeds, of_prompts = spread.of_seeds, spread.of_prompts
-    by_prompts = _scaled(prompts, of_prompts, wanted - of_seeds)
-    by_seeds = _scaled(seeds, of_seeds, wanted - of_prompts) if seeds > 1 else None
+    by_prompts = _scaled(prompts, of_prompts, wanted - of_seeds, MOST_PROMPTS)
+    by_seeds = _scaled(seeds, of_seeds, wanted - of_prompts, MOST_SEEDS) if seeds > 1 else None
     if by_prompts is not None or by_seeds is not None:
         return by_seeds, by_prompts, None
     factor = (of_seeds + of_prompts) / wanted
     both = (math.ceil(seeds * factor), math.ceil(prompts * factor))
-    return None, None, both if max(both) <= MOST else None
+    return None, None, both if both[0] <= MOST_SEEDS and both[1] <= MOST_PROMPTS else None
 
 
-def _scaled(count: int, part: float, room: float) -> int | None:
+def _scaled(count: int, part: float, room: float, most: int) -> int | None:
     """How many of a thing bring its part of the variance down to what room there is; never fewer than there are."""
     if room <= 0 or part <= 0:
         return None
     needed = math.ceil(count * part / room)
-    return max(needed, count + 1) if needed <= MOST else None
+    return max(needed, count + 1) if needed <= most else None

@@ -47,7 +47,7 @@ def needed(gap: Gap) -> str:
             f"and {gap.more_both[1]:,} prompts instead of {gap.prompts:,}"
         )
     if not ways:
-        return f"{shown}, and no number of prompts or seeds worth naming tells so small a one"
+        return f"{shown}, and no feasible number of prompts or seeds would tell so small a one"
     return f"{shown}, this one would with {' or '.join(ways)}"
 
 
@@ -63,21 +63,13 @@ def cautions(advice: Advice, evidence: Evidence) -> tuple[str, ...]:
                 f"{best.variant} is not shown to leave less of the attacks than the uncompressed fine-tune, "
                 f"which adds {_gap(plain)}."
             )
-        ahead = [
-            arm.variant
-            for arm in advice.arms
-            if arm.kind == "control" and _within(arm, advice) and arm.risk.value is not None
-            if best.risk.value is not None and arm.risk.value <= best.risk.value
-        ]
-        if ahead:
-            found.append(
-                f"A control does no worse within the same limit ({', '.join(ahead)}): the codec earns nothing."
-            )
+        found += _of_controls(best, advice)
     if advice.evidence == "non-adaptive":
         found.append("Non-adaptive: the attacks that decide did not know the codec.")
-    seeds = min(len(group.seeds) for group in evidence.attacks)
-    if seeds == 1:
-        found.append("One seed: how far another fine-tune would move these figures is not known.")
+    single = [group.attack for group in evidence.attacks if len(group.seeds) == 1]
+    if single:
+        where = "" if len(single) == len(evidence.attacks) else f" in {', '.join(single)}"
+        found.append(f"One seed{where}: how far another fine-tune would move these figures is not known.")
     unfinished = [arm.variant for arm in advice.arms if arm.kind in CANDIDATES and arm.refused.startswith("not run")]
     if unfinished:
         found.append(f"Not judged, since not run against every attack: {', '.join(unfinished)}.")
@@ -109,6 +101,33 @@ def _of_best(best: Arm) -> list[str]:
     if rise is not None and rise > OVER_REFUSAL:
         found.append(f"{best.variant} refuses more harmless prompts than the base: {points(best.over_refusal)}.")
     return found
+
+
+def _of_controls(best: Arm, advice: Advice) -> list[str]:
+    """What controls that do no worse say of the codec: of a larger one it still saves the bytes."""
+    risk = best.risk.value
+    ahead = [
+        arm
+        for arm in advice.arms
+        if arm.kind == "control" and _within(arm, advice)
+        if risk is not None and arm.risk.value is not None and arm.risk.value <= risk
+    ]
+    larger = [arm for arm in ahead if arm.bytes is not None and best.bytes is not None and arm.bytes > best.bytes]
+    rest = [arm.variant for arm in ahead if arm not in larger]
+    found = []
+    if rest:
+        found.append(f"A control does no worse within the same limit ({', '.join(rest)}): the codec earns nothing.")
+    if larger:
+        named = "; ".join(f"{arm.variant}, {_megabytes(arm.bytes)}" for arm in larger)
+        found.append(
+            f"A control does no worse within the same limit ({named} against {_megabytes(best.bytes)}): what protects "
+            "is not the compression, which earns its size alone."
+        )
+    return found
+
+
+def _megabytes(count: int | None) -> str:
+    return "an unknown size" if count is None else f"{count / 1e6:.3g} MB"
 
 
 def _nearest(advice: Advice) -> str:
