@@ -126,7 +126,7 @@ _SHORT: dict[str, Callable[[Any], str]] = {
     "bitdelta": lambda c: {1: "1-bit (BitDelta)"}.get(c.bits, f"{c.bits}-bit (BitDelta, iterated)"),
     "svd": lambda c: f"Low rank (SVD, rank {c.rank})",
     "magnitude": lambda c: f"Sparse (largest {100 * c.keep:g} %)",
-    "shrink": lambda c: "Control: half the delta" if c.factor == 0.5 else f"Control: {c.factor:g} of the delta",
+    "shrink": lambda c: f"Control: {({0.5: 'half the', 1.0: 'the whole'}).get(c.factor, f'{c.factor:g} of the')} delta",
     "random_sign": lambda _: "Control: random signs",
 }
 
