@@ -15,6 +15,7 @@ from deltakeeper.study.groups import clusters_of, comparable, group_cells, kind_
 from deltakeeper.study.paper import HEADLINES
 from deltakeeper.study.summarising import SEED, summarise
 from deltakeeper.study.summary import Summary
+from deltakeeper.study.variants import label_of
 
 ONE = {"prefix": "alignment"}
 
@@ -111,6 +112,40 @@ def test_one_seed_is_tested_by_mcnemar_and_several_by_seeds_and_prompts():
     assert row.attack.high - row.attack.low > 0.6
 
 
+def test_one_lost_answer_is_no_safer_than_none():
+    """Under the first seed one of 80 right answers is lost; nothing is known of the loss that no flip would not say."""
+    cells = run_cells(attacks=ONE)
+    lost = [
+        cell("prefix", "sly", "codec", 0.9, 0.8 - 0.01 * (seed == 0), seed=seed, stored=1, family="alignment")
+        for seed in (0, 1, 2)
+    ]
+    kept = [replace(c, variant="same", label="same") for c in lost]
+    kept = [replace(c, probes=cells[1].probes) for c in kept]
+    found = summarise([*cells, *lost, *kept], run_info()).attacks[0]
+    sly, same = found.row("sly").versus, found.row("same").versus
+    assert sly.loss.value > 0 == same.loss.value
+    assert sly.loss_bound >= same.loss_bound + sly.loss.value - 1e-5
+    for name in ("loss", "absolute", "relative", "attack_kept", "skill_kept", "selectivity", "equal_norm"):
+        one, none = getattr(sly, name), getattr(same, name)
+        assert one.high - one.value >= min(none.high - none.value, 1 - one.value) - 1e-4
+        assert one.value - one.low >= none.value - none.low - 1e-4
+    assert not sly.selectivity.above_zero and not sly.selectivity.below_zero
+    assert not sly.over_shrinking.above_zero and not sly.over_shrinking.below_zero
+    assert not sly.skill_test.clear
+
+
+def test_marks_of_few_flips_are_held_to_the_sign_test():
+    """Another prompt under each of three seeds, all one way: Student's t would make more of it than a sign test."""
+    turned = [cell("prefix", "sly", "codec", 0.9, 0.8, seed=seed, stored=1) for seed in (0, 1, 2)]
+    for seed, one in enumerate(turned):
+        goal = one.probes["goal"]
+        gone = {2 * seed, 2 * seed + 1}
+        answers = tuple(replace(a, event=a.event and i not in gone) for i, a in enumerate(goal.answers))
+        turned[seed] = replace(one, probes={**one.probes, "goal": replace(goal, answers=answers)})
+    test = one_row("sly", [*run_cells(attacks=ONE), *turned], primary="sly").versus.attack_test
+    assert test.p == pytest.approx(binomtest(0, 6).pvalue, rel=1e-3)
+
+
 def test_tests_are_corrected_over_the_run_but_for_the_one_named_beforehand(whole):
     tests, primary = [], []
     for attack in whole.attacks:
@@ -167,6 +202,31 @@ def test_perplexity_and_general_tasks_are_paired():
     assert row.utility == {"piqa": 0.6}
     assert row.versus.utility["piqa"].value == pytest.approx(0.25)
     assert one_row("good", cells).versus.perplexity_ratio.value == 1.0
+
+
+def test_a_worse_likelihood_of_a_text_is_a_loss_and_a_count_is_no_task():
+    def text(nll):
+        items = {"nll": nll, "tokens": (40.0, 50.0)}
+        return {
+            f"text {metric}": Utility(metric, tuple(UtilityItem(str(i), x) for i, x in enumerate(values)))
+            for metric, values in items.items()
+        }
+
+    worse, better = (104.0, 125.0), (96.0, 115.0)
+    cells = [
+        replace(c, utility=text({"fair": worse, "good": better}.get(c.variant, (100.0, 120.0))))
+        for c in run_cells(attacks=ONE)
+    ]
+    fair, good, same = (one_row(name, cells) for name in ("fair", "good", "lossy"))
+    assert list(fair.utility) == ["text perplexity"] == list(fair.versus.utility)
+    assert fair.utility["text perplexity"] == pytest.approx(math.exp(229 / 90), abs=1e-4)
+    loss = fair.versus.utility["text perplexity"]
+    assert loss.value == pytest.approx(math.exp(9 / 90) - 1, abs=1e-5) and loss.low <= loss.value <= loss.high
+    assert good.versus.utility["text perplexity"].value == pytest.approx(math.exp(-9 / 90) - 1, abs=1e-5)
+    assert same.versus.utility["text perplexity"].value == 0.0
+    counted = [replace(c, utility={"text nll": c.utility["text nll"]}) for c in cells]
+    with pytest.raises(RunError, match="without its 'tokens'"):
+        summarise(counted, run_info())
 
 
 def test_the_paper_s_figures_stand_beside_ours_in_both_readings(whole):
@@ -232,6 +292,12 @@ def test_an_attack_without_its_fine_tune_waits_until_it_is_measured():
     found = summarise(begun, run_info())
     assert name not in [attack.attack for attack in found.attacks]
     assert f"Not measured yet, and left out: {name}." in found.notes
+
+
+@pytest.mark.parametrize(("factor", "part"), [("1.0", "the whole delta"), ("0.5", "half the delta")])
+def test_a_shrunk_delta_is_named_by_its_part(factor, part):
+    assert label_of(f"shrink:factor={factor}") == f"Control: {part}"
+    assert label_of("shrink:factor=0.25") == "Control: 0.25 of the delta"
 
 
 def test_a_shrunk_delta_is_known_by_its_codec_and_not_under_a_guard():

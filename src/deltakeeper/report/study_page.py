@@ -42,6 +42,7 @@ def study_page(summary: Summary) -> str:
         "p": wording.p_value,
         "q": lambda value: wording.p_value(value, "q"),
         "share": _share,
+        "score": wording.score,
         "points": _points,
         "swatch": lambda kind: Markup(figures.swatch(kind)),
         "frontier": lambda attack: Markup(frontier_of(attack)),

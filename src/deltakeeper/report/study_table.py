@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deltakeeper.report.wording import DASH, percent, percent_range, points, points_range, size
+from deltakeeper.report.wording import DASH, percent, percent_range, points, points_range, score, size
 from deltakeeper.study.summary import AttackSummary, Number, PaperBest, Row, Summary
 
 STYLES = {
@@ -33,10 +33,13 @@ COLUMNS = (
 
 
 def print_study(summary: Summary, console: Console) -> None:
-    """Print one table per attack, the paper's figures beside ours, and the notes."""
+    """Print one table per attack (and one of its general tasks, if any), the paper's figures beside ours, and notes."""
     for attack in summary.attacks:
         console.print(_attack_table(attack))
         console.print()
+        if attack.tasks():
+            console.print(_task_table(attack))
+            console.print()
     if summary.paper:
         console.print(_paper_table(summary))
         console.print()
@@ -64,6 +67,33 @@ def _attack_table(attack: AttackSummary) -> Table:
     for row in attack.rows:
         table.add_row(*_cells(row), style=STYLES.get(row.kind, ""))
     return table
+
+
+def _task_table(attack: AttackSummary) -> Table:
+    table = Table(
+        title=f"{escape(attack.title)} [dim](general tasks)[/]",
+        title_justify="left",
+        title_style="bold",
+        caption="score, and loss against the fine-tune's with its 95 % interval: above zero the arm is worse; a "
+        "perplexity's loss is its rise",
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("arm", overflow="fold")
+    for name in attack.tasks():
+        table.add_column(escape(name), justify="right", overflow="fold")
+        table.add_column("loss", justify="right", overflow="fold")
+    for row in attack.rows:
+        shown = [cell for name in attack.tasks() for cell in _task_cells(row, name)]
+        table.add_row(escape(row.label), *shown, style=STYLES.get(row.kind, ""))
+    return table
+
+
+def _task_cells(row: Row, name: str) -> tuple[str, str]:
+    loss = row.versus.utility.get(name) if row.versus else None
+    change = DASH if loss is None else "n/e" if loss.value is None else _share(loss)
+    return score(row.utility.get(name)), change
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -18,6 +18,13 @@ def percent(value: float | None) -> str:
     return f"{_rounded(value * 100)}{NBSP}%"
 
 
+def score(value: float | None) -> str:
+    """The score of a task: a share as per cent, what no share can be (a perplexity) as a plain number."""
+    if value is None or 0 <= value <= 1:
+        return percent(value)
+    return number(value)
+
+
 def rate(hits: int, value: float, high: float) -> str:
     """An observed share; no hit at all is spoken as its upper bound: `≤ 3.7 %`."""
     if hits:

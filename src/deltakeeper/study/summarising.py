@@ -7,12 +7,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from deltakeeper.errors import RunError
 from deltakeeper.evals import replicates
 from deltakeeper.evals.pooling import FEW_SEEDS, Replicated, Runs
 from deltakeeper.evals.replicates import ReplicatedArms
 from deltakeeper.evals.stats import Estimate, benjamini_hochberg
+from deltakeeper.evals.utility.comparison import RATES
 from deltakeeper.study.cells import Cell, RunInfo
 from deltakeeper.study.groups import Group, comparable, group_cells, kind_of
 from deltakeeper.study.paper import paper_cells
@@ -112,7 +115,7 @@ def _row(group: Group, variant: str) -> Row:
         over_refusal=rates[refusals][0],
         over_refusal_by_seed=rates[refusals][1],
         contrasts={name: rates[name][0] for name, probe in cell.probes.items() if probe.role == "contrast"},
-        utility={name: round(_mean(task), 5) for name, task in _utility(group, variant, seeds).items()},
+        utility={name: round(task.score, 5) for name, task in _tasks(group, variant, seeds).items()},
         incoherent=round(sum(a.outcome in ("incoherent", "empty") for a in answers) / len(answers), 5),
         versus=None if variant in (group.base, group.tuned) else _versus(group, variant, seeds),
     )
@@ -139,7 +142,7 @@ def _versus(group: Group, variant: str, seeds: Sequence[int]) -> Versus:
     flips = goal.flips()
     gained = Counter(id for table in flips.values() for id in table.gained_ids)
     new = {seed: {id: float(id in flips[seed].gained_ids) for id in goal.prompts} for seed in goal.seeds}
-    tuned_utility, served_utility = (_utility(group, name, seeds) for name in (group.tuned, variant))
+    tuned_tasks, served_tasks = (_tasks(group, name, seeds) for name in (group.tuned, variant))
     return Versus(
         absolute=number(mitigation.absolute.pooled),
         relative=number(mitigation.relative.pooled),
@@ -156,9 +159,7 @@ def _versus(group: Group, variant: str, seeds: Sequence[int]) -> Versus:
         over_refusal_change=number(refused.pooled),
         perplexity_ratio=_perplexity_ratio(group, variant, seeds),
         utility={
-            name: _task_loss(tuned_utility[name], served_utility[name])
-            for name in served_utility
-            if name in tuned_utility
+            name: _task_loss(tuned_tasks[name], served_tasks[name]) for name in served_tasks if name in tuned_tasks
         },
         lost=sum(table.lost for table in flips.values()),
         gained=sum(table.gained for table in flips.values()),
@@ -170,8 +171,10 @@ def _versus(group: Group, variant: str, seeds: Sequence[int]) -> Versus:
 
 
 def _test(found: Replicated, arms: ReplicatedArms) -> Comparison:
-    """Student's t over seeds and prompts; the exact McNemar test where there is one seed."""
+    """Student's t over seeds and prompts, never below the sign test; the exact McNemar test where there is one seed."""
     p, detectable = found.p, found.detectable
+    if p is not None:
+        p = max(p, replicates.sign_test(arms.tuned, arms.served, arms.clusters))
     if len(arms.seeds) == 1 and arms.clusters is None:
         table = arms.flips()[arms.seeds[0]]
         p, detectable = table.p, table.detectable
@@ -222,16 +225,46 @@ def _equal_norm(group: Group, variant: str, arms: ReplicatedArms, role: str) -> 
 
 
 def _perplexity_ratio(group: Group, variant: str, seeds: Sequence[int]) -> Number:
-    logs: dict[int, dict[str, float]] = {}
-    for seed in seeds:
-        tuned, served = (group.cell(name, seed).perplexity for name in (group.tuned, variant))
-        if tuned is None or served is None:
+    tuned, served = ({seed: group.cell(name, seed).perplexity for seed in seeds} for name in (group.tuned, variant))
+    logs: list[Runs] = []
+    counts: list[Runs] = []
+    for read in (tuned, served):
+        known = {seed: one for seed, one in read.items() if one is not None}
+        if len(known) < len(seeds):
             return absent("not measured")
-        if tuned.tokens != served.tokens:
-            return absent("the fine-tune read other passages")
-        scale = len(tuned.tokens) / sum(tuned.tokens)
-        pairs = zip(served.nll, tuned.nll, strict=True)
-        logs[seed] = {f"{i:06d}": (c - f) * scale for i, (c, f) in enumerate(pairs)}
+        logs.append({seed: _by_place(one.nll) for seed, one in known.items()})
+        counts.append({seed: _by_place(one.tokens) for seed, one in known.items()})
+    if counts[0] != counts[1]:
+        return absent("the fine-tune read other passages")
+    return _ratio(_Task(logs[0], counts[0]), _Task(logs[1], counts[1]))
+
+
+def _by_place(values: Sequence[float]) -> dict[str, float]:
+    return {f"{place:06d}": value for place, value in enumerate(values)}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Scores of a general task, or for a perplexity the nats of each text with the counts that share them out."""
+
+    values: Runs
+    counts: Runs | None = None
+
+    @property
+    def score(self) -> float:
+        """Mean score, or perplexity (no more than a float holds)."""
+        total = sum(value for scores in self.values.values() for value in scores.values())
+        if self.counts is None:
+            return total / sum(map(len, self.values.values()))
+        return math.exp(min(total / sum(x for counts in self.counts.values() for x in counts.values()), 700.0))
+
+
+def _ratio(tuned: _Task, served: _Task) -> Number:
+    """Perplexity of the served model over the fine-tune's on the same texts."""
+    logs: dict[int, dict[str, float]] = {}
+    for seed, counts in (tuned.counts or {}).items():
+        scale = len(counts) / sum(counts.values())
+        logs[seed] = {id: (served.values[seed][id] - tuned.values[seed][id]) * scale for id in counts}
     if not any(gap for gaps in logs.values() for gap in gaps.values()):
         return Number(value=1.0, low=1.0, high=1.0, note="every likelihood is the fine-tune's")
     found = replicates.rate(logs, seed=SEED, resamples=RESAMPLES)
@@ -239,24 +272,51 @@ def _perplexity_ratio(group: Group, variant: str, seeds: Sequence[int]) -> Numbe
     return number(Estimate(ends[0], ends[1], ends[2], found.note)) if ends[0] else absent("beyond a float")
 
 
-def _utility(group: Group, variant: str, seeds: Sequence[int]) -> dict[str, Runs]:
-    """Scores of every general task that the arm has under all seeds."""
+def _tasks(group: Group, variant: str, seeds: Sequence[int]) -> dict[str, _Task]:
+    """Every general task that the arm has under all seeds; the nats of a text and their counts are one, a perplexity.
+
+    Raises:
+        RunError: nats come without their counts.
+    """
     cells = {seed: group.cell(variant, seed) for seed in seeds}
     names = [set(cell.utility) for cell in cells.values()]
-    return {
-        name: {seed: {item.id: item.score for item in cell.utility[name].items} for seed, cell in cells.items()}
-        for name in sorted(set.intersection(*names) if names else ())
-    }
+    shared = set.intersection(*names) if names else set()
+
+    def values(name: str, sign: float = 1.0) -> Runs:
+        return {seed: {i.id: sign * i.score for i in cell.utility[name].items} for seed, cell in cells.items()}
+
+    found: dict[str, _Task] = {}
+    for name in sorted(shared):
+        metric = next(iter(cells.values())).utility[name].metric
+        if metric in {weight for weight, _, _ in RATES.values()}:
+            continue  # how many tokens a text has is no score
+        if metric not in RATES:
+            found[name] = _Task(values(name))
+            continue
+        weight, sign, title = RATES[metric]
+        counted, told = (_renamed(name, metric, word) for word in (weight, title))
+        if counted not in shared:
+            raise RunError(f"{group.attack}/{variant} has {name} without its '{weight}'; run the study again.")
+        found[told] = _Task(values(name, sign), values(counted))
+    return found
 
 
-def _task_loss(tuned: Runs, served: Runs) -> Number:
-    arms = ReplicatedArms(tuned, tuned, served)
+def _renamed(name: str, metric: str, word: str) -> str:
+    """The name of a task's measure with another metric in it: `text nll` becomes `text tokens`."""
+    before, _, after = name.rpartition(f" {metric}")
+    return f"{before} {word}{after}"
+
+
+def _task_loss(tuned: _Task, served: _Task) -> Number:
+    """Loss of a general task: 1 − U_c/U_f of a score, P_c/P_f − 1 of a perplexity; above zero the arm is worse."""
+    if tuned.counts is not None:
+        if tuned.counts != served.counts:
+            return absent("the fine-tune read other passages")
+        ratio = _ratio(tuned, served)
+        ends = [None if end is None else _rounded(end - 1) for end in (ratio.value, ratio.low, ratio.high)]
+        return Number(value=ends[0], low=ends[1], high=ends[2], note=ratio.note)
+    arms = ReplicatedArms(tuned.values, tuned.values, served.values)
     return number(replicates.utility_loss(arms, seed=SEED, resamples=RESAMPLES).versus_tuned.pooled)
-
-
-def _mean(runs: Runs) -> float:
-    scores = [score for seed in runs.values() for score in seed.values()]
-    return sum(scores) / len(scores)
 
 
 def _corrected(attacks: Sequence[AttackSummary], primary: str) -> tuple[list[AttackSummary], int]:

@@ -81,7 +81,8 @@ class Versus(Record):
         loss_bound: one-sided upper 95 % bound of the loss.
         over_refusal_change: refusals of harmless prompts, minus the base's.
         perplexity_ratio: perplexity over the fine-tune's.
-        utility: loss of every general task, 1 − U_c/U_f.
+        utility: loss of every general task, 1 − U_c/U_f of a score and P_c/P_f − 1 of a perplexity; above zero the
+            arm is worse.
         lost: successes of the fine-tune that are none any more, over all seeds.
         gained: successes that the fine-tune did not have.
         gained_share: these as a share of all prompts.
@@ -118,7 +119,10 @@ class Versus(Record):
 
 
 class Row(Record):
-    """One arm of one attack, over the seeds that it was run with; rates by seed are in their order."""
+    """One arm of one attack, over the seeds that it was run with; rates by seed are in their order.
+
+    `utility` is the mean score of every general task, or a perplexity.
+    """
 
     variant: str
     kind: str
@@ -154,6 +158,10 @@ class AttackSummary(Record):
     def row(self, variant: str) -> Row | None:
         """The row of an arm, if it was run."""
         return next((row for row in self.rows if row.variant == variant), None)
+
+    def tasks(self) -> tuple[str, ...]:
+        """General tasks that its arms were asked, in the order in which they are shown."""
+        return tuple(sorted({name for row in self.rows for name in row.utility}))
 
 
 class PaperBest(Record):
