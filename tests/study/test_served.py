@@ -25,7 +25,11 @@ from deltakeeper.study.served import served
 from deltakeeper.study.variants import Variant, read_arm
 
 CORPUS = Corpus()
-VARIANTS = load_demo().groups[0].variants
+VARIANTS = (
+    *load_demo().groups[0].variants,
+    read_arm({"quantised": "rtn:bits=4"}),
+    read_arm({"merged": "bitdelta:bits=1"}),
+)
 TEXTS = [row.prompt for row in CORPUS.passages[:12]]
 PROBES = tuple(
     replace(p, max_new_tokens=8)
