@@ -36,10 +36,12 @@ def _codecs(study: dict[str, Rows]) -> Iterator[str]:
         ]
         if kept:
             most = max(kept, key=lambda row: row["versus"]["relative"]["value"])
+            taken = most["versus"]["relative"]
+            found = f"{most['label']} takes most of the attack: {_interval(taken)} of it."
             yield (
                 f"*{family.capitalize()}, codecs alone.* Of the {len(kept)} codecs that are shown to lose less than "
-                f"{_percent(WITHIN)} of the skill, {most['label']} takes most of the attack: "
-                f"{_interval(most['versus']['relative'])} of it."
+                f"{_percent(WITHIN)} of the skill, "
+                + (found if taken["low"] > 0 else "none is shown to take anything of the attack; " + found)
             )
 
 
@@ -54,9 +56,7 @@ def _one_bit(study: dict[str, Rows]) -> Iterator[str]:
                 f"delta {_rate(half, 'attack')} and {_rate(half, 'skill')}"
             )
     if parts:
-        yield (
-            "*One bit* takes the skill with the attack, and a delta cut in half does better. " + "; ".join(parts) + "."
-        )
+        yield ("*One bit* takes the skill with the attack; so does half the delta. " + "; ".join(parts) + ".")
 
 
 def _guard(study: dict[str, Rows]) -> Iterator[str]:

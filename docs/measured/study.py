@@ -193,7 +193,8 @@ def _best(best: dict[str, Any] | None) -> str:
 def _share(number: dict[str, Any]) -> str:
     if number["value"] is None:
         return "–"
-    return f"{100 * number['value']:.0f} % ({100 * number['low']:.0f}–{100 * number['high']:.0f})"
+    value, low, high = (f"{100 * number[end]:.0f}".replace("-", "−") for end in ("value", "low", "high"))
+    return f"{value} % ({low} to {high})" if "−" in low else f"{value} % ({low}–{high})"
 
 
 def _points(number: dict[str, Any]) -> str:
