@@ -108,7 +108,7 @@ def alter_json(value: Any, draw: random.Random) -> None:
         elif how == "nest":
             container[key] = functools.reduce(lambda inner, _: [inner], range(draw.choice([10, 40, 900])), 1)
         elif how == "swap":
-            container[key], other[spot] = copy.deepcopy(other[spot]), container[key]
+            container[key], other[spot] = copy.deepcopy(other[spot]), copy.deepcopy(container[key])  # no circles
         else:
             container[key] = copy.deepcopy(draw.choice(HOSTILE))
 
