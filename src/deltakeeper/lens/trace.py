@@ -31,6 +31,7 @@ MOST_POSITIONS = 8192
 MOST_TOP = 100
 MOST_CELLS = 1 << 18
 MOST_TOKENS = 1 << 20
+MOST_WIDE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class LensTrace:
         targets: by name of a set of tokens.
         shift: by `SHIFT_PARTS`, float32 (L, P); empty where no streams were given.
         trajectories: for each position, by token id, float32 (L,): the probability at every layer of every token that
-            is in the top k at any, rounded to 1e-5.
+            is in the top k at any, or in the last top k of a variant beside it, rounded to 1e-5.
         words: spelling of every token id that occurs.
 
     Raises:

@@ -21,6 +21,7 @@ from deltakeeper.lens.trace import (
     MOST_POSITIONS,
     MOST_TOKENS,
     MOST_TOP,
+    MOST_WIDE,
     LensTrace,
     Numbers,
     Target,
@@ -91,7 +92,7 @@ def from_json(value: Any, where: str) -> LensTrace:
     curves = value["trajectories"]
     if not isinstance(curves, list) or len(curves) not in (0, cells[1]):
         raise read.refusal("'trajectories' is not a list of one object a position")
-    most = cells[0] * top[2]  # each layer can bring no more than its top k
+    most = cells[0] * top[2] + MOST_WIDE  # each layer can bring its top k, and other variants their last layer's
     stacks = {
         part: {name: read.numbers(array, name, cells) for name, array in read.named(value[part], part).items()}
         for part in ("kl", "js", "shift")
