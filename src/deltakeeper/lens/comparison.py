@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deltakeeper.lens.metrics import coarse_kl
 from deltakeeper.lens.trace import LensTrace
 from deltakeeper.lens.trace_statistics import Floats, check_alike, collect, read_statistic, unit_of
 
@@ -103,6 +104,21 @@ def difference(one: LensTrace, other: LensTrace, name: str) -> Grid:
     changed = one.top_ids[..., 0] != other.top_ids[..., 0]
     title = f"{other.meta.variant} − {one.meta.variant}: {name}"
     return Grid(values, _rows(one), _columns(one), unit_of(name), title, grid(other, name).texts, changed, True)
+
+
+def bound_kl(one: LensTrace, other: LensTrace) -> Grid:
+    """Lower bound of KL(one ‖ other) from the top tokens of both, for pairs that were not traced with each other.
+
+    Raises:
+        DataError: they were not traced on the same cells of the same tokens.
+    """
+    check_alike([one, other])
+    values = np.empty(one.cells)
+    for cell in np.ndindex(*one.cells):
+        lists = (side[cell].tolist() for trace in (one, other) for side in (trace.top_ids, trace.top_probs))
+        values[cell] = coarse_kl(*lists)
+    title = f"KL({one.meta.variant} ‖ {other.meta.variant}), lower bound from top tokens"
+    return Grid(values, _rows(one), _columns(one), "nats", title, grid(other, "entropy").texts)
 
 
 def bands(traces: Sequence[LensTrace], name: str, position: int = -1) -> Bands:
