@@ -57,6 +57,20 @@ def test_tokens_that_are_masked_in_both_add_nothing_and_in_one_make_kl_infinite(
     assert metrics.kl(log_p, log_q) == math.inf and metrics.kl(log_q, log_p).isfinite()
 
 
+def test_numbers_that_are_none_are_not_taken_for_masked_tokens():
+    log_p = torch.tensor([math.nan, -1.0, -2.0])
+    assert metrics.entropy(log_p).isnan() and metrics.js(log_p, log_p).isnan()
+    assert metrics.kl(log_p, log_p).isnan() and metrics.kl(torch.tensor([-1.0, -1.0, -2.0]), log_p).isnan()
+
+
+def test_js_of_nearly_equal_distributions_keeps_its_digits():
+    log_q = random_log_probs(40).double()
+    log_p = (log_q + 1e-4 * torch.randn(40, generator=torch.Generator().manual_seed(1))).log_softmax(-1)
+    expected = ((log_p - log_q) ** 2 * log_q.exp()).sum().item() / 8  # second order
+    assert metrics.js(log_p, log_q).item() == pytest.approx(expected, rel=1e-3)
+    assert metrics.js(log_p.float(), log_q.float()).item() == pytest.approx(expected, rel=0.05)
+
+
 def test_rank_set_probability_and_top_k_equal_sorting():
     log_p = random_log_probs(4, 11)
     ids = torch.tensor([2, 9])

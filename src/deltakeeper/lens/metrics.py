@@ -21,6 +21,8 @@ SHIFT_FLOOR = 1e-4
 REST_FLOOR = 1e-6
 """Least mass of "all other tokens" in `coarse_kl`: stored probabilities are rounded, and their rest may be 0."""
 _TINY = 1e-38
+_LEAST = -1e4
+"""In place of minus infinity where only its exponential, 0, counts."""
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -36,12 +38,16 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 def js(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Jensen-Shannon divergence ½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q), in nats, from 0 (exactly, if equal) to log 2.
 
-    log m is taken relative to the larger of both and is exact where they are equal: kept shares are of roots of this.
+    Summed as −½ Σ ((p + q) log(m / max) + min log(max / min)), max and min being the larger and smaller of p and q.
+    Every addend is exact where they are equal and none is negative: kept shares are of roots of this.
     """
-    difference = log_q - log_p
-    larger = torch.log1p(torch.expm1(-difference.abs()) / 2)  # log m − max(log p, log q)
-    both = _expectation(log_p, -larger - difference.relu()) + _expectation(log_q, -larger - (-difference).relu())
-    return (both / 2).clamp(min=0, max=math.log(2))
+    log_p, log_q = log_p.clamp(min=_LEAST), log_q.clamp(min=_LEAST)
+    gap = (log_p - log_q).abs_()
+    ratio = gap.neg().expm1_()  # min / max − 1
+    # In place, since large temporaries that come and go cost more than the logarithms.
+    addends = (ratio / 2).log1p_().mul_(ratio + 2).add_(gap.mul_(ratio.add_(1)))
+    larger = torch.maximum(log_p, log_q, out=log_p).exp_()
+    return (addends.mul_(larger).sum(-1) / -2).clamp(min=0, max=math.log(2))
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -176,7 +182,10 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
 def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
     """Σ p x, where tokens of no probability (masked ones) add nothing whatever their x."""
     p = log_p.exp()
-    return torch.where(p > 0, p * values, 0).sum(-1)
+    found = (p * values).sum(-1)
+    if found.isnan().any():  # 0 × ∞; looked for only then, since it costs as much as the sum
+        found = torch.where(p == 0, 0, p * values).sum(-1)
+    return found
 
 
 def _gathered(log_p: Tensor, ids: Tensor) -> Tensor:
