@@ -29,7 +29,7 @@ class Streams:
         block: the residual stream after each block, `(layers, rows, positions, width)`; a model that keeps several
             streams a token has one more axis before `width`.
         attention: what attention (or the mixer in its place) adds to the stream in each block, of the same shape; zeros
-            in a block without; None if it was not asked for.
+            in a block without; None if it was not asked for or no block has it.
         mlp: the same of the MLP or the experts.
         ids: the tokens that were read, int64 `(rows, length)`.
         mask: 1 for a token, 0 for padding, int64 `(rows, length)`.
@@ -64,7 +64,9 @@ class Streams:
         """One of the kept parts; raises LensError if it was not kept."""
         found: torch.Tensor | None = getattr(self, part) if part in PARTS else None
         if found is None:
-            raise LensError(f"'{part}' was not kept; ask for it with capture(..., parts=('block', '{part}')).")
+            raise LensError(
+                f"'{part}' was not kept, or no block has it; ask for it with capture(..., parts=('block', '{part}'))."
+            )
         return found
 
     def select(self, rows: slice) -> Streams:
