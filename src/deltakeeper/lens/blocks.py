@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +132,26 @@ def passing(blocks: Sequence[nn.Module], kinds: Sequence[OutputKind], stream: to
 
 
 @contextmanager
+def replacing(
+    blocks: Sequence[nn.Module], change: Mapping[int, Callable[[torch.Tensor], torch.Tensor]]
+) -> Iterator[None]:
+    """Some blocks give another residual stream than they computed; what comes behind them goes on from it.
+
+    Args:
+        blocks: of the decoder.
+        change: by index of the block, the new stream from the old one, which it must leave as it is.
+    """
+    handles = []
+    try:
+        for index, replace in change.items():
+            handles.append(blocks[index].register_forward_hook(_replacer(replace)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def held(model: nn.Module) -> Iterator[None]:
     """The model for one lens at a time: while its blocks are pass-throughs, it must not serve anybody.
 
@@ -157,6 +177,15 @@ def _observer(index: int, see: Callable[[int, Any, Any], None]) -> Callable[...,
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         see(index, next(given, None), output)
+
+    return hook
+
+
+def _replacer(replace: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if OutputKind.of(output).length is None:
+            return replace(output)
+        return (replace(output[0]), *output[1:])
 
     return hook
 

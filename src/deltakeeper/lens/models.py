@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from deltakeeper.errors import LensError
 from deltakeeper.lens.decode import MEMORY, Decoded, Output, finish, plan_chunks
 from deltakeeper.lens.identity import Identity, compare_logits, kept_logits, require_same_bits, tolerance_of
 from deltakeeper.lens.positions import resolve_positions
-from deltakeeper.lens.reading import read_logits
+from deltakeeper.lens.reading import Around, read_logits
 from deltakeeper.lens.streams import Part, Streams, capture
 from deltakeeper.lens.tail import Tail
 
@@ -72,6 +73,10 @@ class Compared(ABC):
     ) -> dict[str, Streams]:
         """Streams by name; see `deltakeeper.lens.capture`."""
 
+    @abstractmethod
+    def serving(self, name: str) -> AbstractContextManager[tuple[nn.Module, Around | None]]:
+        """One of the models alone, and the context that its passes run in; raises LensError for an unknown name."""
+
     def decode(
         self,
         captured: Mapping[str, Streams],
@@ -124,6 +129,10 @@ class Compared(ABC):
                 require_same_bits(again[name], expected, name)
         return found
 
+    def _require_known(self, name: str) -> None:
+        if name not in self.names:
+            raise LensError(f"there is no variant '{name}'; name one of {', '.join(self.names)}.")
+
     def _tolerance(self, name: str) -> float:
         return tolerance_of(self.model)
 
@@ -158,6 +167,11 @@ class Models(Compared):
     ) -> dict[str, Streams]:
         """See `deltakeeper.lens.capture`."""
         return {n: capture(m, ids, mask, positions, parts, logits=logits) for n, m in self.models.items()}
+
+    def serving(self, name: str) -> AbstractContextManager[tuple[nn.Module, Around | None]]:
+        """See `Compared.serving`."""
+        self._require_known(name)
+        return nullcontext((self.models[name], None))
 
     def _tolerance(self, name: str) -> float:
         return tolerance_of(self.models[name])

@@ -33,6 +33,13 @@ def resolve_positions(mask: torch.Tensor, positions: Sequence[int] | torch.Tenso
     return own + starts[:, None]
 
 
+def every_position(mask: torch.Tensor) -> torch.Tensor:
+    """All positions of each row's own text from its end, int64 `(rows, longest)`; shorter rows repeat their first."""
+    lengths = mask.sum(1, keepdim=True)
+    backwards = torch.arange(int(lengths.max()), device=mask.device) - int(lengths.max())
+    return (lengths + backwards).clamp(min=0)
+
+
 def _torn(mask: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> bool:
     columns = torch.arange(mask.shape[1], device=mask.device)
     text = (columns >= starts[:, None]) & (columns < (starts + lengths)[:, None])

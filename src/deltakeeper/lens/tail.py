@@ -44,6 +44,12 @@ class Tail:
     def read(
         self, stream: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor, around: Around | None
     ) -> torch.Tensor:
+        """As `read_with_gradients`, whose arguments it takes, without any."""
+        return self.read_with_gradients(stream, tokens, rows, around)
+
+    def read_with_gradients(
+        self, stream: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor, around: Around | None
+    ) -> torch.Tensor:
         """Logits `(layers, rows, positions, vocabulary)` of streams `(layers, rows, positions, width)`.
 
         Args:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,7 +12,6 @@ from torch import nn
 
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.attach import Change, attached
-from deltakeeper.checkpoint import Checkpoint
 from deltakeeper.errors import LensError
 from deltakeeper.kernels.rows import RowGroups
 from deltakeeper.lens.models import Compared, Texts
@@ -119,6 +118,15 @@ class Variants(Compared):
                     pieces[name].append(found.select(slice(place * len(ids), (place + 1) * len(ids))))
         return {name: join(found) for name, found in pieces.items()}
 
+    @contextmanager
+    def serving(self, name: str) -> Iterator[tuple[nn.Module, Around | None]]:
+        """One variant alone; see `Compared.serving`."""
+        self._require_open()
+        self._require_known(name)
+        one = self._around([name], 1)
+        with self._weights_of(name):
+            yield self.model, None if one is None else lambda rows, *sizes: one(torch.zeros_like(rows), *sizes)
+
     def _tails(self, captured: Mapping[str, Streams]) -> dict[str, Tail]:
         self._require_open()
         tail = Tail.of(self.model, captured[self.names[0]].tokens)
@@ -180,17 +188,6 @@ class Variants(Compared):
     def _require_open(self) -> None:
         if not self._slots:
             raise LensError("these variants are not open; use them inside of `with Variants(...) as variants:`.")
-
-
-def weights_of(tuned: Checkpoint | nn.Module) -> list[Change]:
-    """All weights of a fine-tune, for `Variants(whole=...)`: as much memory as it has bytes.
-
-    Args:
-        tuned: its checkpoint; or the fine-tune in memory, for families whose experts transformers fuses on loading.
-    """
-    if isinstance(tuned, nn.Module):
-        return [Change(name, "value", value.detach()) for name, value in tuned.named_parameters()]
-    return [Change(name, "value", tuned.read(name)) for name in tuned.tensors]
 
 
 def _withdraw(overlay: Overlay, delta: TenantDelta) -> None:
