@@ -9,20 +9,17 @@ so a window is as good as its last layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from deltakeeper.errors import LensError
-from deltakeeper.lens.blocks import find_blocks, held, replacing
-from deltakeeper.lens.models import Compared, Texts
+from deltakeeper.lens.models import Compared
 from deltakeeper.lens.outcomes import Outcome
-from deltakeeper.lens.positions import every_position
-from deltakeeper.lens.reading import read_logits
+from deltakeeper.lens.patch_batch import PatchBatch
 from deltakeeper.lens.restored import FLOOR, Place, Sweep, measured, windows_of
-from deltakeeper.lens.streams import Streams, capture
 from deltakeeper.lens.trace_statistics import Floats
 
 
@@ -141,7 +138,7 @@ def _sweep(
     others: torch.Tensor | None,
 ) -> Sweep:
     donor, receiver, title = who
-    batch = _Batch.of(compared, ids, mask, how)
+    batch = PatchBatch.of(compared, ids, mask, how.positions, how.read)
     clean, corrupted, patched = list[Floats](), list[Floats](), list[Floats]()
     windows: list[tuple[int, ...]] = []
     for rows in torch.split(torch.arange(len(ids)), how.prompts_per_pass or len(ids)):
@@ -171,44 +168,3 @@ def _sweep(
         title=title,
         floor=how.floor,
     )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Prompts, where they are patched and where they are read; positions count from the start of each text."""
-
-    compared: Compared
-    where: Texts
-    reads: torch.Tensor
-
-    @classmethod
-    def of(cls, compared: Compared, ids: torch.Tensor, mask: torch.Tensor | None, how: Patching) -> _Batch:
-        mask = torch.ones_like(ids) if mask is None else mask.to(ids)
-        where = Texts.of(ids, mask, every_position(mask) if how.positions is None else how.positions)
-        return cls(compared, where, Texts.of(ids, mask, how.read).positions)
-
-    def capture(self, name: str, rows: torch.Tensor, sources: torch.Tensor) -> Streams:
-        """Streams of the prompts `sources`, at the positions of `rows`, counted from the end of each."""
-        texts, lengths = self.where, self.where.mask.sum(1, keepdim=True)
-        positions = (texts.positions[rows] - lengths[rows] + lengths[sources]).clamp(min=0)
-        with self.compared.serving(name) as (model, around):
-            return capture(model, texts.ids[sources], texts.mask[sources], positions, logits=False, around=around)
-
-    @torch.no_grad()
-    def read(self, name: str, rows: torch.Tensor, own: Streams, put: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Logits `(rows, read positions, vocabulary)` with streams `(rows, positions, width)` put in by layer."""
-        columns = self.reads[rows] + self.where.mask[rows].argmax(1, keepdim=True)
-        with self.compared.serving(name) as (model, around), held(model):
-            change = {layer: _putting(stream, own.positions) for layer, stream in put.items()}
-            with replacing(find_blocks(model), change):
-                return read_logits(model, own.ids, own.mask, columns.to(own.ids), around).float()
-
-
-def _putting(value: torch.Tensor, columns: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    def put(stream: torch.Tensor) -> torch.Tensor:
-        new = stream.clone()
-        places = columns.to(new.device)
-        new[torch.arange(len(places), device=new.device)[:, None], places] = value.to(new)
-        return new
-
-    return put
