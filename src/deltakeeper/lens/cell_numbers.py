@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deltakeeper.lens import metrics
-from deltakeeper.lens.trace import PRODUCED, SHIFT_PARTS, Target
+from deltakeeper.lens.trace import PRODUCED, SHIFT_PARTS, Numbers, Target, Whole
 from deltakeeper.lens.trace_json import round_numbers
 from deltakeeper.lens.trace_statistics import Floats
+
+SLAB = 1 << 16
+"""Log-probabilities that are measured at once: temporaries of this many stay in the cache, which halves the time."""
+_NORMALISED = 1e-2
+
+
+@dataclass(frozen=True)
+class RoundedCells:
+    """The numbers as traces hold them, arrays of (layers, positions)."""
+
+    arrays: Mapping[str, Any]
+    stacks: Mapping[str, Mapping[str, Numbers]]
+    ids: Mapping[str, tuple[int, ...]]
+    ranks: Mapping[str, Whole]
+    log_probs: Mapping[str, Numbers]
+
+    def of(self, columns: slice) -> dict[str, Any]:
+        """Fields of a `LensTrace` of some positions."""
+        targets = {
+            name: Target(
+                ids[columns] if name == PRODUCED else ids,
+                self.ranks[name][:, columns].copy(),
+                self.log_probs[name][:, columns].copy(),
+            )
+            for name, ids in self.ids.items()
+        }
+        arrays = {name: values[:, columns].copy() for name, values in self.arrays.items()}
+        stacks = {
+            part: {name: values[:, columns].copy() for name, values in found.items()}
+            for part, found in self.stacks.items()
+        }
+        return {**arrays, **stacks, "targets": targets}
 
 
 class CellNumbers:
@@ -35,7 +69,7 @@ class CellNumbers:
         targets: Mapping[str, Sequence[int]],
         produced: Sequence[int] | None,
     ) -> None:
-        self.final = final
+        self.final, self._final_probs = final, final.exp()
         self.top_ids = np.zeros((*cells, top), dtype=np.int32)
         self.top_probs = np.zeros((*cells, top))
         self.entropy, self.kl_final = np.full(cells, np.nan), np.full(cells, np.nan)
@@ -48,21 +82,40 @@ class CellNumbers:
         self.log_probs = {name: np.full(cells, np.nan) for name in self.ids}
         self.parts: dict[str, Floats] = {}
 
-    def measure(self, row: int, log_p: Tensor, references: Mapping[str, Tensor]) -> None:
-        """Fill a layer from its log-probabilities (P, V) and those of the references at the same layer."""
-        ids, probs = metrics.top_k(log_p, self.top_ids.shape[2])
-        self.top_ids[row], self.top_probs[row] = ids.cpu().numpy(), probs.clamp(0, 1).cpu().numpy()
-        self.entropy[row] = _numbers(metrics.entropy(log_p).clamp(min=0))
-        self.kl_final[row] = _numbers(metrics.kl(self.final, log_p))
-        for name, other in references.items():
-            self.kl[name][row] = _numbers(metrics.kl(other, log_p))
-            # A position at a time: its temporaries stay in the cache, which halves the time on a CPU.
-            self.js[name][row] = _numbers(torch.stack([metrics.js(*pair) for pair in zip(other, log_p, strict=True)]))
-        for name, tokens in self.ids.items():
-            chosen = torch.tensor(tokens, device=log_p.device)
-            chosen = chosen[:, None] if name == PRODUCED else chosen
-            self.ranks[name][row] = metrics.rank(log_p, chosen).cpu().numpy()
-            self.log_probs[name][row] = _numbers(metrics.set_log_prob(log_p, chosen))
+    def measure(self, row: int, log_p: Tensor, references: Mapping[str, tuple[Tensor, Tensor]], *, own: str) -> bool:
+        """Fill a layer from its log-probabilities (P, V).
+
+        Args:
+            row: place of the layer.
+            log_p: of this variant.
+            references: log-probabilities and probabilities of the references at the same layer.
+            own: this variant's name, whose distance to itself is nothing.
+
+        Returns:
+            Whether they are log-probabilities.
+        """
+        step, sound = max(1, SLAB // log_p.shape[-1]), True
+        for first in range(0, len(log_p), step):
+            some = slice(first, first + step)
+            part = log_p[some]
+            p = part.exp()
+            sound = sound and bool(((p.sum(-1) - 1).abs() < _NORMALISED).all())
+            self.entropy[row, some] = _numbers(metrics.entropy(part, p).clamp(min=0))
+            self.kl_final[row, some] = _numbers(metrics.kl(self.final[some], part, self._final_probs[some]))
+            for name, (log_q, q) in references.items():
+                if name == own:
+                    self.kl[name][row, some] = self.js[name][row, some] = 0
+                    continue
+                self.kl[name][row, some] = _numbers(metrics.kl(log_q[some], part, q[some]))
+                self.js[name][row, some] = _numbers(metrics.js(log_q[some], part, (q[some], p)))
+            ids, probs = metrics.top_k(part, self.top_ids.shape[2])
+            self.top_ids[row, some], self.top_probs[row, some] = ids.cpu().numpy(), _numbers(probs.clamp(0, 1))
+            for name, tokens in self.ids.items():
+                chosen = torch.tensor(tokens[some] if name == PRODUCED else tokens, device=log_p.device)
+                chosen = chosen[:, None] if name == PRODUCED else chosen
+                self.ranks[name][row, some] = metrics.rank(part, chosen).cpu().numpy()
+                self.log_probs[name][row, some] = _numbers(metrics.set_log_prob(part, chosen))
+        return sound
 
     def shift(self, row: int, stream: Tensor, base: Tensor, tuned: Tensor) -> None:
         """Fill a layer's parts of `SHIFT_PARTS` from streams (P, D)."""
@@ -71,11 +124,17 @@ class CellNumbers:
         for name, values in zip(SHIFT_PARTS, (*found, *cosines), strict=True):
             self.parts.setdefault(name, np.full(self.entropy.shape, np.nan))[row] = _numbers(values)
 
-    def targets(self) -> dict[str, Target]:
-        """The token sets as a trace holds them."""
-        return {
-            name: Target(ids, self.ranks[name], round_numbers(self.log_probs[name])) for name, ids in self.ids.items()
-        }
+    def rounded(self) -> RoundedCells:
+        """The numbers as traces hold them."""
+        arrays = {name: round_numbers(getattr(self, name)) for name in ("top_probs", "entropy", "kl_final")}
+        stacks = {"kl": self.kl, "js": self.js, "shift": self.parts}
+        return RoundedCells(
+            {"top_ids": self.top_ids, **arrays},
+            {part: {name: round_numbers(values) for name, values in found.items()} for part, found in stacks.items()},
+            self.ids,
+            self.ranks,
+            {name: round_numbers(values) for name, values in self.log_probs.items()},
+        )
 
 
 def _numbers(values: Tensor) -> Floats:

@@ -25,29 +25,35 @@ _LEAST = -1e4
 """In place of minus infinity where only its exponential, 0, counts."""
 
 
-def entropy(log_p: Tensor) -> Tensor:
-    """Entropy −Σ p log p in nats."""
-    return _expectation(log_p, -log_p)
+def entropy(log_p: Tensor, p: Tensor | None = None) -> Tensor:
+    """Entropy −Σ p log p in nats; `p`, the exponential, where it is at hand."""
+    return _expectation(log_p, log_p, p).neg()
 
 
-def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence KL(p‖q) = Σ p (log p − log q) in nats, from 0; infinite where q lacks support."""
-    return _expectation(log_p, log_p - log_q).clamp(min=0)
+def kl(log_p: Tensor, log_q: Tensor, p: Tensor | None = None) -> Tensor:
+    """Kullback-Leibler divergence KL(p‖q) = Σ p (log p − log q) in nats, from 0; infinite where q lacks support.
+
+    `p` is the exponential of `log_p`, where it is at hand.
+    """
+    return _expectation(log_p, log_p - log_q, p).clamp(min=0)
 
 
-def js(log_p: Tensor, log_q: Tensor) -> Tensor:
+def js(log_p: Tensor, log_q: Tensor, probs: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Jensen-Shannon divergence ½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q), in nats, from 0 (exactly, if equal) to log 2.
 
     Summed as −½ Σ ((p + q) log(m / max) + min log(max / min)), max and min being the larger and smaller of p and q.
-    Every addend is exact where they are equal and none is negative: kept shares are of roots of this.
+    Every addend is exact where they are equal and none is negative: kept shares are of roots of this. `probs` are the
+    exponentials of both, where they are at hand.
     """
-    log_p, log_q = log_p.clamp(min=_LEAST), log_q.clamp(min=_LEAST)
+    p, q = (log_p.exp(), log_q.exp()) if probs is None else probs
     gap = (log_p - log_q).abs_()
     ratio = gap.neg().expm1_()  # min / max − 1
     # In place, since large temporaries that come and go cost more than the logarithms.
     addends = (ratio / 2).log1p_().mul_(ratio + 2).add_(gap.mul_(ratio.add_(1)))
-    larger = torch.maximum(log_p, log_q, out=log_p).exp_()
-    return (addends.mul_(larger).sum(-1) / -2).clamp(min=0, max=math.log(2))
+    found = addends.mul_(torch.maximum(p, q)).sum(-1) / -2
+    if found.isnan().any() and ((log_p == -math.inf) | (log_q == -math.inf)).any():  # ∞ − ∞ and 0 × ∞, seldom
+        return js(log_p.clamp(min=_LEAST), log_q.clamp(min=_LEAST))
+    return found.clamp(min=0, max=math.log(2))
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -179,9 +185,9 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(lengths > 0, (one * other).sum(-1) / lengths, math.nan)
 
 
-def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
+def _expectation(log_p: Tensor, values: Tensor, p: Tensor | None) -> Tensor:
     """Σ p x, where tokens of no probability (masked ones) add nothing whatever their x."""
-    p = log_p.exp()
+    p = log_p.exp() if p is None else p
     found = (p * values).sum(-1)
     if found.isnan().any():  # 0 × ∞; looked for only then, since it costs as much as the sum
         found = torch.where(p == 0, 0, p * values).sum(-1)

@@ -168,9 +168,10 @@ class LensTrace:
         for place, curves in enumerate(self.trajectories):
             if missing := set(ids[:, place].ravel().tolist()) - set(curves):
                 raise self.refuse(f"token {min(missing)} has no trajectory at position {self.positions[place]}")
-            for curve in curves.values():
-                if curve.shape != self.layers.shape or not ((curve >= 0) & (curve <= 1)).all():
-                    raise self.refuse("a trajectory is not one probability a layer")
+            shapes = {curve.shape for curve in curves.values()}
+            together = np.stack(list(curves.values())) if shapes == {self.layers.shape} else np.full(1, np.nan)
+            if curves and not ((together >= 0) & (together <= 1)).all():
+                raise self.refuse("a trajectory is not one probability a layer")
 
     def _check_cells(self) -> None:
         if odd := set(self.shift) - set(SHIFT_PARTS):

@@ -35,8 +35,14 @@ _DIGITS = 5
 
 def round_numbers(values: NDArray[Any]) -> Numbers:
     """Five significant digits of numbers, float32 of the same shape; what is not finite becomes NaN."""
-    flat = [float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else math.nan for value in values.ravel().tolist()]
-    return np.array(flat, dtype=np.float32).reshape(values.shape)
+    found = values.astype(np.float64)
+    found[~np.isfinite(found)] = np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Divided by powers from 1 upwards only, which are exact: what is printed is then the number that was meant.
+        digits = _DIGITS - 1 - np.floor(np.log10(np.abs(found)))
+        up, down = 10.0 ** np.clip(digits, 0, 300), 10.0 ** np.clip(-digits, 0, 300)
+        found = np.where(found == 0, 0, np.round(found * up / down) / up * down)
+    return found.astype(np.float32)
 
 
 def to_json(trace: LensTrace) -> dict[str, Any]:
