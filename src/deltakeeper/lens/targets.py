@@ -110,3 +110,23 @@ def keep_apart(sets: Mapping[str, TokenSet]) -> dict[str, TokenSet]:
             )
         apart[name] = TokenSet(name, tuple(i for i, _ in left), tuple(word for _, word in left), one.texts)
     return apart
+
+
+def known_openers(tokenizer: Tokenizer) -> dict[str, tuple[int, ...]]:
+    """Tokens of `find_openers`, as far as a small tokenizer knows words for them; no sets where they are the same."""
+    found = {}
+    for name, texts in (("refusal", REFUSAL_OPENERS), ("affirmative", AFFIRMATIVE_OPENERS)):
+        known = [text for text in texts if _has_token(tokenizer, text)]
+        if known:
+            found[name] = find_first_tokens(tokenizer, name, known)
+    try:
+        return {name: one.ids for name, one in keep_apart(found).items()}
+    except DataError:
+        return {}
+
+
+def _has_token(tokenizer: Tokenizer, text: str) -> bool:
+    try:
+        return bool(find_first_tokens(tokenizer, "openers", [text]).ids)
+    except DataError:
+        return False
