@@ -159,20 +159,3 @@ def test_wrong_use_of_a_tuned_lens_says_so(trained):
     for wrong in ({"steps": 0}, {"momentum": 1.0}, {"rate": 0.0}, {"clip": -1.0}):
         with pytest.raises(LensError, match="a tuned lens needs"):
             TunedSettings(**wrong)
-
-
-def test_the_authors_package_decodes_our_translators_alike(trained):
-    package = pytest.importorskip("tuned_lens.nn.lenses", reason="tuned-lens is not installed")
-    model, lens = trained
-    theirs = package.TunedLens.from_model(model)
-    with torch.no_grad():
-        for layer in range(LAYERS - 1):  # theirs begin with the embeddings
-            theirs[layer + 1].weight.copy_(lens.weight[layer])
-            theirs[layer + 1].bias.copy_(lens.bias[layer])
-    ids = sample_ids(3)
-    ours = whole(model, lens.translate(capture(model, ids)))
-    with torch.no_grad():
-        hidden = model(ids, output_hidden_states=True).hidden_states
-        for layer in range(LAYERS - 1):
-            expected = theirs(hidden[layer + 1], layer + 1).log_softmax(-1)
-            assert torch.allclose(ours[layer], expected, atol=1e-5), layer
