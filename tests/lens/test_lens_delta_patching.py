@@ -98,3 +98,15 @@ def test_deltas_of_artifacts_and_live_variants(tmp_path):
     deltas = sweep_deltas(base, changes, ids, mask, donor="tuned", receiver="one", outcome=MARGIN, prompts_per_pass=3)
     assert deltas.clean == pytest.approx(found.corrupted, abs=1e-4)
     assert deltas.corrupted == pytest.approx(found.clean, abs=1e-4)
+
+
+def test_a_variants_own_deltas_change_nothing_and_directions_mirror(planted):
+    base, tuned = planted
+    (ids, mask), changes = texts(), change_lists(base, ("tuned", tuned))
+    for grain in ("layer", "part"):
+        own = sweep_deltas(base, changes, ids, mask, donor="tuned", receiver="tuned", outcome=MARGIN, grain=grain)
+        assert np.array_equal(own.patched, np.repeat(own.corrupted[:, None], len(own.places), 1))
+    back = sweep_deltas(base, changes, ids, mask, donor="tuned", receiver="base", outcome=MARGIN)
+    assert back.restored() == pytest.approx([0, 0, 1, 0, 0], abs=1e-4)
+    with pytest.raises(LensError, match="do not fit a model of 4 layers"):
+        sweep_deltas(base, changes, ids, mask, **BOTH, layers=[4])
