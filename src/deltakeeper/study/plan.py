@@ -14,7 +14,7 @@ from deltakeeper.evals.prompts import load_file, load_prompts
 from deltakeeper.lab.attacks import ATTACKS, Attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.recipes import Preset, list_recipes, load_recipe
-from deltakeeper.study.file import Answers, Group, RecipeUse, StudyFile, Task
+from deltakeeper.study.file import Answers, Group, Lens, RecipeUse, StudyFile, Task
 from deltakeeper.study.variants import BASE, TUNED, Variant
 from deltakeeper.suggestion import suggest
 
@@ -76,6 +76,7 @@ class StudyPlan:
         tasks: utility tasks.
         answers: how answers are computed.
         content: decides which answers comply; None if the first judge does.
+        lens: what the lens looks into; None for nothing.
     """
 
     name: str
@@ -86,6 +87,7 @@ class StudyPlan:
     tasks: tuple[Task, ...] = ()
     answers: Answers = field(default_factory=Answers)
     content: Judge | None = None
+    lens: Lens | None = None
 
     def only(self, chosen: str | None) -> StudyPlan:
         """The tracks of one group, or of one recipe of it (`group/recipe`); raises RunError if there is none."""
@@ -119,10 +121,33 @@ def plan_study(study: StudyFile) -> StudyPlan:
     whole = tuple(replace(t, variants=_with_references(t.variants)) for t in tracks.values())
     judges = tuple(load_judge(judge) for judge in study.judges)
     content = None if study.content is None else load_judge(study.content)
-    plan = StudyPlan(study.name, whole, corpus, judges, study.prompts.passages, study.utility, study.answers, content)
+    plan = StudyPlan(
+        study.name, whole, corpus, judges, study.prompts.passages, study.utility, study.answers, content, study.lens
+    )
+    _check_lens(plan)
     for track in plan.tracks:
         probes_of(track.finetune, corpus)
     return plan
+
+
+def _check_lens(plan: StudyPlan) -> None:
+    """Refuse a lens on fine-tunes, arms or seeds that the study does not have; raises DataError."""
+    if plan.lens is None:
+        return
+    attacks = {track.finetune.name for track in plan.tracks}
+    arms = {variant.name for track in plan.tracks for variant in track.variants}
+    for what, given, known in (("attack", plan.lens.attacks, attacks), ("arm", plan.lens.arms, arms)):
+        for name in given or ():
+            if name not in known:
+                raise DataError(
+                    f"the lens is to look into the {what} '{name}', which is not there; {suggest(name, known)}"
+                )
+    seeds = {track.finetune.seed for track in plan.tracks}
+    for seed in plan.lens.seeds or ():
+        if seed not in seeds:
+            raise DataError(
+                f"the lens is to look into seed {seed}, which no fine-tune has; take one of {sorted(seeds)}."
+            )
 
 
 def probes_of(finetune: FineTune, corpus: Corpus) -> tuple[Probe, ...]:

@@ -165,6 +165,8 @@ def _outcome(study: Study, store: RunStore) -> Outcome:
     entries = study.entries()
     keys = {str(entry["key"]) for entry in entries}
     places = {f"{entry['attack']}, seed {entry['seed']}: {entry['variant']}" for entry in entries}
+    if study.plan.lens is not None:
+        places |= {f"{track.title}: lens" for track in study.plan.tracks}
     finished = {key for key in keys if store.cell_file(key).complete}
     failures = {name: said for name, said in store.read_failures().items() if name in places}
     return Outcome(failures, len(finished), len(keys))
