@@ -15,8 +15,6 @@ from deltakeeper.lens.trace import PRODUCED, SHIFT_PARTS, Numbers, Target, Whole
 from deltakeeper.lens.trace_json import round_numbers
 from deltakeeper.lens.trace_statistics import Floats
 
-SLAB = 1 << 16
-"""Log-probabilities that are measured at once: temporaries of this many stay in the cache, which halves the time."""
 _NORMALISED = 1e-2
 
 
@@ -82,40 +80,38 @@ class CellNumbers:
         self.log_probs = {name: np.full(cells, np.nan) for name in self.ids}
         self.parts: dict[str, Floats] = {}
 
-    def measure(self, row: int, log_p: Tensor, references: Mapping[str, tuple[Tensor, Tensor]], *, own: str) -> bool:
-        """Fill a layer from its log-probabilities (P, V).
+    def measure(
+        self, row: int, some: slice, log_p: Tensor, references: Mapping[str, tuple[Tensor, Tensor]], *, own: str
+    ) -> bool:
+        """Fill some positions of a layer from their log-probabilities (n, V).
 
         Args:
             row: place of the layer.
+            some: which positions.
             log_p: of this variant.
-            references: log-probabilities and probabilities of the references at the same layer.
+            references: log-probabilities and probabilities of the references in the same cells.
             own: this variant's name, whose distance to itself is nothing.
 
         Returns:
             Whether they are log-probabilities.
         """
-        step, sound = max(1, SLAB // log_p.shape[-1]), True
-        for first in range(0, len(log_p), step):
-            some = slice(first, first + step)
-            part = log_p[some]
-            p = part.exp()
-            sound = sound and bool(((p.sum(-1) - 1).abs() < _NORMALISED).all())
-            self.entropy[row, some] = _numbers(metrics.entropy(part, p).clamp(min=0))
-            self.kl_final[row, some] = _numbers(metrics.kl(self.final[some], part, self._final_probs[some]))
-            for name, (log_q, q) in references.items():
-                if name == own:
-                    self.kl[name][row, some] = self.js[name][row, some] = 0
-                    continue
-                self.kl[name][row, some] = _numbers(metrics.kl(log_q[some], part, q[some]))
-                self.js[name][row, some] = _numbers(metrics.js(log_q[some], part, (q[some], p)))
-            ids, probs = metrics.top_k(part, self.top_ids.shape[2])
-            self.top_ids[row, some], self.top_probs[row, some] = ids.cpu().numpy(), _numbers(probs.clamp(0, 1))
-            for name, tokens in self.ids.items():
-                chosen = torch.tensor(tokens[some] if name == PRODUCED else tokens, device=log_p.device)
-                chosen = chosen[:, None] if name == PRODUCED else chosen
-                self.ranks[name][row, some] = metrics.rank(part, chosen).cpu().numpy()
-                self.log_probs[name][row, some] = _numbers(metrics.set_log_prob(part, chosen))
-        return sound
+        p = references[own][1] if own in references else log_p.exp()
+        self.entropy[row, some] = _numbers(metrics.entropy(log_p, p).clamp(min=0))
+        self.kl_final[row, some] = _numbers(metrics.kl(self.final[some], log_p, self._final_probs[some]))
+        for name, (log_q, q) in references.items():
+            if name == own:
+                self.kl[name][row, some] = self.js[name][row, some] = 0
+                continue
+            self.kl[name][row, some] = _numbers(metrics.kl(log_q, log_p, q))
+            self.js[name][row, some] = _numbers(metrics.js(log_q, log_p, (q, p)))
+        ids, probs = metrics.top_k(log_p, self.top_ids.shape[2])
+        self.top_ids[row, some], self.top_probs[row, some] = ids.cpu().numpy(), _numbers(probs.clamp(0, 1))
+        for name, tokens in self.ids.items():
+            chosen = torch.tensor(tokens[some] if name == PRODUCED else tokens, device=log_p.device)
+            chosen = chosen[:, None] if name == PRODUCED else chosen
+            self.ranks[name][row, some] = metrics.rank(log_p, chosen).cpu().numpy()
+            self.log_probs[name][row, some] = _numbers(metrics.set_log_prob(log_p, chosen))
+        return bool(((p.sum(-1) - 1).abs() < _NORMALISED).all())
 
     def shift(self, row: int, stream: Tensor, base: Tensor, tuned: Tensor) -> None:
         """Fill a layer's parts of `SHIFT_PARTS` from streams (P, D)."""

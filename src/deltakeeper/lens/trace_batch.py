@@ -8,7 +8,6 @@ what did not fit is asked for again. All cells of a layer are measured together,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,28 +16,14 @@ from torch import Tensor
 
 from deltakeeper.errors import DataError
 from deltakeeper.lens.cell_numbers import CellNumbers
-from deltakeeper.lens.trace import LensTrace, Numbers, TraceMeta
+from deltakeeper.lens.trace import LensTrace, Numbers
+from deltakeeper.lens.traced_text import TracedText
 
 TOP = 5
 HOLD = 256 << 20
 CURVE_DECIMALS = 5
-
-
-@dataclass(frozen=True)
-class TracedText:
-    """One prompt as all variants read it.
-
-    Attributes:
-        metas: where each variant's trace comes from, by name.
-        positions: rising places in `tokens`; as many in every prompt.
-        tokens: the text, token by token.
-        produced: token that came next at each position, by variant; a target of its own.
-    """
-
-    metas: Mapping[str, TraceMeta]
-    positions: Sequence[int]
-    tokens: Sequence[str]
-    produced: Mapping[str, Sequence[int]] | None = None
+SLAB = 1 << 16
+"""Log-probabilities that are measured at once: temporaries of this many stay in the cache, which halves the time."""
 
 
 class TraceBatch:
@@ -169,11 +154,15 @@ class TraceBatch:
                 raise ValueError(f"log-probabilities of {name!r} are not layers × positions × vocabulary")
 
     def _measure(self, layer: int, given: Mapping[str, Tensor]) -> None:
-        # What is needed of a variant more than once: its probabilities, as a reference of all.
-        references = {name: (given[name], given[name].exp()) for name in self._references}
-        for name, cells in self._cells.items():
-            if not cells.measure(self._layers.index(layer), given[name], references, own=name):
-                raise ValueError(f"layer {layer} of {name!r} is not log-probabilities; give log-softmax of logits")
+        row, (cells, vocabulary) = self._layers.index(layer), next(iter(given.values())).shape
+        step = max(1, SLAB // vocabulary)
+        for first in range(0, cells, step):
+            some = slice(first, first + step)
+            # Every variant needs them, so they are made once and are in the cache when the next one comes.
+            references = {name: (given[name][some], given[name][some].exp()) for name in self._references}
+            for name, numbers in self._cells.items():
+                if not numbers.measure(row, some, given[name][some], references, own=name):
+                    raise ValueError(f"layer {layer} of {name!r} is not log-probabilities; give log-softmax of logits")
         self._unmeasured.remove(layer)
 
     def _keep(self, layer: int, given: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from deltakeeper.lens.trace import LensTrace, TraceMeta
-from deltakeeper.lens.trace_batch import HOLD, TOP, TraceBatch, TracedText
+from deltakeeper.lens.trace_batch import HOLD, TOP, TraceBatch
+from deltakeeper.lens.traced_text import TracedText
 
 
 class TraceBuilder:

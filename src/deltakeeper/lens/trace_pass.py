@@ -18,7 +18,8 @@ from deltakeeper.lens.models import Compared
 from deltakeeper.lens.readings import Reading, pad, place_positions
 from deltakeeper.lens.streams import Streams
 from deltakeeper.lens.trace import LensTrace, TraceMeta
-from deltakeeper.lens.trace_batch import TraceBatch, TracedText
+from deltakeeper.lens.trace_batch import TraceBatch
+from deltakeeper.lens.traced_text import TracedText
 
 DecodeWith = Literal["own", "base"]
 Seconds = dict[str, float]
