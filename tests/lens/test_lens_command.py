@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from deltakeeper import cli
+from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.compress import compress
+from deltakeeper.fingerprint import fingerprint
 from deltakeeper.lens.trace_file import read_trace
+from deltakeeper.lens.tuned import Translators
+from deltakeeper.lens.tuned_file import write_translators
 from deltakeeper.testing import write_pair
 from deltakeeper.testing.models import write_tokenizer
 
@@ -63,6 +68,21 @@ def test_one_prompt_some_cells_as_json(pair, run, tmp_path):
     assert {"read", "decode"} <= set(value["seconds"])
     trace = read_trace(out / "traces" / "base-0001.json")
     assert trace.positions.tolist() == [1, 2, 4] and trace.top_ids.shape == (1, 3, 2) and trace.meta.decode == "base"
+
+
+def test_a_tuned_lens_of_this_base_decodes(pair, run, tmp_path):
+    base, tuned, _ = pair
+    for folder, name in ((base, "mine"), (tuned, "other")):
+        with open_checkpoint(folder) as checkpoint:
+            lens = Translators.identity(2, 48, fingerprint(checkpoint).root)
+        write_translators(replace(lens, steps=1, text_sha256="0" * 64), tmp_path / f"{name}.safetensors")
+    options = ("--prompt", "w1 w2", "-o", tmp_path / "lens", "--tuned-lens")
+    status, _, _ = run(base, *options, tmp_path / "mine.safetensors")
+    trace = read_trace(tmp_path / "lens" / "traces" / "base-0001.json")
+    assert status == 0 and trace.meta.decoder.startswith("tuned lens ")
+    for name in ("other", "nothing"):
+        status, _, said = run(base, *options, tmp_path / f"{name}.safetensors")
+        assert status == 2 and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

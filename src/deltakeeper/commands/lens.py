@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +11,7 @@ import typer
 from deltakeeper.commands.output import bar, console, print_json
 
 if TYPE_CHECKING:
-    from deltakeeper.lens.overview import VariantOverview
-    from deltakeeper.lens.trace import LensTrace
     from deltakeeper.prompting import Prompt
-
-MOST_SHOWN = 64
-"""Prompts on the page."""
-MOST_MAPS = 6
-"""Variants in the heat map."""
 
 
 def lens(
@@ -48,6 +40,9 @@ def lens(
     decode: Annotated[
         str, typer.Option(help="own|base: whose tail decodes. With `base`, only streams differ.")
     ] = "own",
+    tuned_lens: Annotated[
+        Path | None, typer.Option(help="A tuned lens of this base (.safetensors), which reads streams before the tail.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=100, help="Likeliest tokens kept in each cell.")] = 5,
     chat: Annotated[
         bool | None,
@@ -65,6 +60,7 @@ def lens(
     Example: deltakeeper lens ./base --tuned ./tuned --delta one=./delta --prompts asked.jsonl -o lens
     """
     from deltakeeper.checkpoint import open_checkpoint
+    from deltakeeper.commands.lens_views import draw, print_overview, read_tuned
     from deltakeeper.errors import DataError
     from deltakeeper.lens import Variants, weights_of
     from deltakeeper.lens.overview import overview, to_json
@@ -88,6 +84,7 @@ def lens(
             raise DataError(f"'{name}' is what another variant is called; give the delta another name.")
     live = open_base(base)
     artifacts = live.artifacts(sources)
+    translators, called = (None, "") if tuned_lens is None else read_tuned(tuned_lens, live.root)
     whole = {}
     if tuned is not None:
         with open_checkpoint(tuned) as checkpoint:
@@ -107,6 +104,8 @@ def lens(
             positions=wanted[1],
             tuned="tuned" if whole else None,
             decoder=decode,  # type: ignore[arg-type]
+            translators=translators,
+            translated_by=called,
             top=top,
             memory=memory,
             produce=produce,
@@ -120,11 +119,11 @@ def lens(
     found = overview(traces, base="base", tuned="tuned" if whole else None)
     value = to_json(found, traces, 0)
     write_atomically(out / "lens.json", to_text(value))
-    pages = _draw(traces, found, [_text(one) for one in asked], out)
+    pages = draw(traces, found, [_text(one) for one in asked], out)
     if as_json:
         print_json({**value, "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()}})
         return
-    _print_table(found)
+    print_overview(found)
     took = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
     console().print(f"{len(asked)} prompts, {len(traces)} variants; seconds: {took}.", highlight=False)
     console().print(", ".join(str(path) for path in (out / "lens.json", *pages)), highlight=False, soft_wrap=True)
@@ -151,61 +150,3 @@ def _text(prompt: Prompt) -> str:
     """What is asked, in one text."""
     said = prompt.content
     return said if isinstance(said, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in said)
-
-
-def _draw(
-    traces: Mapping[str, Sequence[LensTrace]], found: Sequence[VariantOverview], texts: Sequence[str], out: Path
-) -> list[Path]:
-    """The page and figures; what cannot be drawn is told, since the numbers are there already."""
-    from deltakeeper.errors import DeltakeeperError
-
-    drawn: list[Path] = []
-    try:
-        from deltakeeper.lens.page import write_lens_page
-        from deltakeeper.lens.page_samples import LensSample
-
-        samples = [
-            LensSample(f"prompt-{number:04d}", text, [own[number - 1] for own in traces.values()])
-            for number, text in enumerate(texts, 1)
-        ]
-        write_lens_page(out / "lens.html", samples[:MOST_SHOWN])
-        drawn.append(out / "lens.html")
-        drawn += _figures(traces, found, out / "figures")
-    except DeltakeeperError as error:
-        typer.echo(f"deltakeeper: {error}", err=True)
-    return drawn
-
-
-def _figures(traces: Mapping[str, Sequence[LensTrace]], found: Sequence[VariantOverview], folder: Path) -> list[Path]:
-    """Of the first prompt what each cell says and where it commits; over all of them where variants differ."""
-    from deltakeeper.lens import figures
-    from deltakeeper.lens.commitment import commitment_strips
-
-    first = [own[0] for own in traces.values()]
-    drawn = {
-        "heat_map": figures.heat_map(figures.side_by_side(first[:MOST_MAPS], "top1"), reference=first[0].meta.variant),
-        "commitment": figures.strips(commitment_strips(first)),
-    }
-    for name, title in (("js:base", "JS to the base"), ("kept", "kept share of the fine-tuning's shift")):
-        series = {one.variant: one.bands[name] for one in found if name in one.bands and one.variant != "base"}
-        if series:
-            drawn[name.replace(":", "_")] = figures.bands(series, title=title)
-    for name, figure in drawn.items():
-        figure.save(folder / f"{name}.svg")
-    return [folder / f"{name}.svg" for name in drawn]
-
-
-def _print_table(found: Sequence[VariantOverview]) -> None:
-    from rich.table import Table
-
-    from deltakeeper.lens.overview import DEFINITIONS
-
-    table = Table("variant", "commitment layer", "kept: lower, middle, upper third", "departs from the base at layer")
-    for one in found:
-        middle, low, high = one.commitment
-        kept = "n/a" if one.kept is None else ", ".join("n/a" if s is None else f"{s:.2f}" for s in one.kept)
-        departs = "–" if one.departs is None else str(one.departs)
-        table.add_row(one.variant, f"{middle:.0f} [dim]({low:.0f} to {high:.0f})[/]", kept, departs)
-    console().print(table)
-    for name, words in DEFINITIONS.items():
-        console().print(f"[dim]{name}: {words}[/]", highlight=False)
