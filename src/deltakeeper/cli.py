@@ -27,6 +27,7 @@ from deltakeeper.commands.hub import pull, push
 from deltakeeper.commands.import_delta import import_delta
 from deltakeeper.commands.inspect import inspect
 from deltakeeper.commands.kernels import kernels
+from deltakeeper.commands.lens import lens
 from deltakeeper.commands.recipes import recipes
 from deltakeeper.commands.report import report
 from deltakeeper.commands.study import study
@@ -63,7 +64,7 @@ def _root(
 
 _COMPRESS = (compress, inspect, verify, apply, heal, defend, codecs, push, pull, export_lora)
 _SERVE = (generate, kernels)
-_STUDY = (demo, recipes, finetune, study, report, advise, evaluate, calibrate)
+_STUDY = (demo, recipes, finetune, study, report, advise, evaluate, calibrate, lens)
 for verb in (*_COMPRESS, *_SERVE, *_STUDY):
     app.command()(verb)
 app.add_typer(attest)

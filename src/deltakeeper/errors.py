@@ -45,6 +45,10 @@ class OverlayError(DeltakeeperError):
     """A delta does not fit the live model, or the overlay is used in a way that it does not allow."""
 
 
+class LensError(DeltakeeperError):
+    """The lens cannot read a model, or does not give the model's own logits where it has to."""
+
+
 class EngineError(DeltakeeperError):
     """A request cannot be served, or the engine has stopped."""
 

@@ -79,6 +79,17 @@ def test_every_codec_serves_what_it_merges_to(kind, codec, tmp_path):
     assert not torch.allclose(true[..., : base.shape[-1]], base, atol=1e-3)
 
 
+def test_rows_of_one_token_share_their_position(tmp_path):
+    models = family("gpt2", tmp_path)
+    artifact = models.tune("tuned", "bitdelta")
+    live, tokens = models.live(), ids(3, length=1)
+    overlay = attach(live)
+    slot = overlay.publish(overlay.load(artifact))
+    found = mixed(overlay, [slot, 0, slot], tokens)
+    compare(found[0], logits(models.merged(artifact), tokens[:1])[0], 5e-5)
+    compare(found[1], logits(models.live(), tokens[1:2])[0], 1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "gpt2", "mixtral"])
 def test_in_bfloat16_rows_are_near_the_merged_model_in_float32(kind, tmp_path):
     models = family(kind, tmp_path, torch.bfloat16)

@@ -34,7 +34,7 @@ class EmbeddingSite(Site):
             return self.inner(ids)  # type: ignore[no-any-return]
         if ids.numel() != current.rows:
             ids = self._one_for_all(ids)
-        flat = ids.reshape(-1)  # (rows,)
+        flat = ids.reshape(-1).contiguous()  # (rows,); positions of one token given for all rows are one number
         # A token that the base lacks reads any row here, and is written over below.
         shared = flat.clamp(max=self.size - 1) if self.own else flat
         weight = self.parameters["weight"]

@@ -112,7 +112,10 @@ def estimate(
         most: largest value that the quantity can have.
     """
     observed = float(statistic(sample.observed)[0])
-    return _floored(_interval(observed, statistic(sample.resampled)), [_unseen(sample, per)], most)
+    found = _floored(_interval(observed, statistic(sample.resampled)), [_unseen(sample, per)], most)
+    if per != 1.0 or found.low is None or found.high is None:
+        return found
+    return Estimate(found.value, max(found.low, -1.0), min(found.high, 1.0), found.note)  # rates end at 100 points
 
 
 def joint_estimate(

@@ -131,10 +131,10 @@ class Arms:
             OverlayError: a delta does not fit the base.
             BaseMismatchError: a delta was made from another base.
         """
-        model, tokenizer = self._model()
+        model, tokenizer = self.live()
         if self.source == "transformers":
             (arm,) = arms
-            with torch.inference_mode(), attached(model, self._changes(arm)):
+            with torch.inference_mode(), attached(model, self.changes(arm)):
                 yield OnePanel(LoadedModel(model, tokenizer, batch_size=64 if model.device.type == "cpu" else 512))
         elif all(arm.variant.is_tenant for arm in arms):
             names = [None if arm.artifact is None else f"arm-{i}" for i, arm in enumerate(arms)]
@@ -148,16 +148,18 @@ class Arms:
         else:
             (arm,) = arms
             # An engine of its own: what another one has cached belongs to other weights.
-            with attached(model, self._changes(arm)), served_together(model, tokenizer, {}) as engine:
+            with attached(model, self.changes(arm)), served_together(model, tokenizer, {}) as engine:
                 yield ServedModels(engine, tokenizer, (None,))
 
-    def _model(self) -> tuple[Any, Any]:
+    def live(self) -> tuple[Any, Any]:
+        """The base in memory and its tokenizer."""
         if self._loaded is None:
             device = working_device() if self.source == "transformers" else None
             self._loaded = load_model(self.origin.path, torch.bfloat16, device)
         return self._loaded
 
-    def _changes(self, arm: Arm) -> Iterator[Change]:
+    def changes(self, arm: Arm) -> Iterator[Change]:
+        """What an arm changes in the base, for whoever asks it with values of its own in place of the base's."""
         kind, delta = arm.variant.kind, arm.artifact
         if kind == "merged" and delta is not None:
             yield from (Change(name, "value", value) for name, value in iterate_merged(self.origin, delta))

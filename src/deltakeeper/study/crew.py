@@ -17,6 +17,7 @@ from typing import Any
 from deltakeeper.errors import RunError
 from deltakeeper.quiet_loading import quiet_imports
 from deltakeeper.study.file import StudyFile
+from deltakeeper.study.lens_stage import looked
 from deltakeeper.study.pipeline import Study, open_study, run_tracks
 from deltakeeper.study.plan import Track, plan_study
 from deltakeeper.study.progress import Progress, RelayedProgress, show
@@ -76,7 +77,7 @@ def run_crew(
             threads=threads,
         )
         for number, track in enumerate(opened.plan.tracks)
-        if opened.todo(track)
+        if opened.todo(track) or not looked(opened, track)
     }
     for number, track in enumerate(opened.plan.tracks):
         if number not in tasks:

@@ -113,6 +113,29 @@ class Answers(_Strict):
     batch: Annotated[int, Field(ge=1, le=1024)] = 32
 
 
+class Lens(_Strict):
+    """What the lens looks into once the arms of a fine-tune are measured: prompts whose verdict flipped come first.
+
+    Attributes:
+        attacks: names of fine-tunes; all by default.
+        arms: names of arms, beside base and fine-tune; all by default.
+        seeds: seeds of the fine-tunes; the first one of each by default.
+        prompts: how many prompts of a fine-tune's goal.
+        positions: tokens that are looked at, counted from the last of the prompt, which is 0; what is behind it is the
+            base's own answer, which all arms read.
+        top: likeliest tokens that are kept in each cell.
+    """
+
+    attacks: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=200)
+    arms: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=200)
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] | None = Field(default=None, min_length=1)
+    prompts: Annotated[int, Field(ge=1, le=1000)] = 8
+    positions: tuple[Annotated[int, Field(ge=-1000, le=64)], ...] = Field(
+        default=(0, 1, 2, 3), min_length=1, max_length=256
+    )
+    top: Annotated[int, Field(ge=1, le=100)] = 5
+
+
 class StudyFile(_Strict):
     """A whole study.
 
@@ -132,6 +155,7 @@ class StudyFile(_Strict):
         answers: how answers are computed.
         primary: the arm whose comparison with the fine-tune was named beforehand.
         notes: sentences that the report prints among its limits.
+        lens: what the lens looks into; nothing by default.
     """
 
     name: Name
@@ -148,6 +172,7 @@ class StudyFile(_Strict):
     answers: Answers = Answers()
     primary: str = "bitdelta:bits=1"
     notes: tuple[str, ...] = ()
+    lens: Lens | None = None
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -169,7 +194,10 @@ class StudyFile(_Strict):
 
     def to_text(self) -> str:
         """The study as JSON text, which `from_text` reads back."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        value = self.model_dump(mode="json", by_alias=True)
+        if self.lens is None:
+            del value["lens"]  # the text, and its hash, of a study from before there was a lens
+        return json.dumps(value, sort_keys=True)
 
     @classmethod
     def from_text(cls, text: str) -> StudyFile:

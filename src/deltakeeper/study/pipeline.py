@@ -27,6 +27,7 @@ from deltakeeper.study.artifacts import Workshop
 from deltakeeper.study.cell_file import CellFile, Header, Unit, answer_line, passage_lines
 from deltakeeper.study.finetunes import make_finetune
 from deltakeeper.study.keys import Keys
+from deltakeeper.study.lens_stage import Looks, plan_looks
 from deltakeeper.study.plan import StudyPlan, Track, probes_of
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.rejudging import known_answers, rejudge
@@ -169,6 +170,8 @@ class Runner:
         if todo:
             self.worked = True
             store.note_time({"stage": f"evaluate {track.finetune.name}", "seconds": time.monotonic() - started})
+        if not self._look(track):
+            return False
         if study.discard and not failed and all(self._complete(track, variant) for variant in track.variants):
             for folder in study.workshop.folders(track.finetune, track.variants):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -212,6 +215,33 @@ class Runner:
                 seconds = time.monotonic() - started
                 study.store.note_time({"stage": f"train {finetune.name}", "seconds": seconds})
         return ([v for v in todo if v not in failed], failed)
+
+    def _look(self, track: Track) -> bool:
+        """Trace what the lens is to look into; whether that is done. It fails for itself, and no arm with it."""
+        looks = plan_looks(self.study, track)
+        if looks is None or looks.done:
+            return True
+        key, started = looks.key, time.monotonic()
+        try:
+            self._trace(track, looks)
+        except Exception as error:
+            said = sentence(error)
+            self.study.store.note_failure(key, f"{track.title}: lens", said)
+            self.progress.say(f"{track.title}: the lens failed: {said}")
+            return False
+        self.worked = True
+        self.study.store.forget_failure(key)
+        self.study.store.note_time({"stage": f"lens {track.finetune.name}", "seconds": time.monotonic() - started})
+        return True
+
+    def _trace(self, track: Track, looks: Looks) -> None:
+        study, finetune = self.study, track.finetune
+        if looks.missing:
+            folder = study.workshop.tuned_folder(finetune)
+            make_finetune(finetune, study.plan.corpus, study.bases.folder, folder, self.progress, study.workshop.voices)
+            made = [study.workshop.make(finetune, v, self.origin, self.progress) for v in looks.variants]
+            looks.trace(study, self.arms, made, self.progress)
+        looks.write(study.store)
 
     def _measure(self, track: Track, wave: Sequence[Arm], failed: list[Variant]) -> None:
         """Ask a wave; where it fails as a whole, every arm of it alone."""

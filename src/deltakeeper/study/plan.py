@@ -21,7 +21,7 @@ from deltakeeper.evals.prompts import load_file, load_prompts
 from deltakeeper.lab.attacks import ATTACKS, Attack
 from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.recipes import Preset, list_recipes, load_recipe
-from deltakeeper.study.file import Answers, Group, RecipeUse, StudyFile, Task, fault
+from deltakeeper.study.file import Answers, Group, Lens, RecipeUse, StudyFile, Task, fault
 from deltakeeper.study.variants import BASE, TUNED, Variant
 from deltakeeper.suggestion import suggest
 
@@ -91,6 +91,7 @@ class StudyPlan:
         tasks: utility tasks.
         answers: how answers are computed.
         content: decides which answers comply; None if the first judge does.
+        lens: what the lens looks into; None for nothing.
     """
 
     name: str
@@ -101,6 +102,7 @@ class StudyPlan:
     tasks: tuple[Task, ...] = ()
     answers: Answers = field(default_factory=Answers)
     content: Judge | None = None
+    lens: Lens | None = None
 
     def only(self, chosen: str | None) -> StudyPlan:
         """The tracks of one group, or of one recipe of it (`group/recipe`), with that group's arms.
@@ -142,10 +144,31 @@ def plan_study(study: StudyFile) -> StudyPlan:
     judges = tuple(load_judge(judge) for judge in study.judges)
     content = None if study.content is None else load_judge(study.content)
     passages, whole = study.prompts.passages, tuple(tracks.values())
-    plan = StudyPlan(study.name, whole, corpus, judges, passages, study.utility, study.answers, content)
+    plan = StudyPlan(study.name, whole, corpus, judges, passages, study.utility, study.answers, content, study.lens)
+    _check_lens(plan)
     for track in plan.tracks:
         probes_of(track.finetune, corpus)
     return plan
+
+
+def _check_lens(plan: StudyPlan) -> None:
+    """Refuse a lens on fine-tunes, arms or seeds that the study does not have; raises DataError."""
+    if plan.lens is None:
+        return
+    attacks = {track.finetune.name for track in plan.tracks}
+    arms = {variant.name for track in plan.tracks for variant in track.variants}
+    for what, given, known in (("attack", plan.lens.attacks, attacks), ("arm", plan.lens.arms, arms)):
+        for name in given or ():
+            if name not in known:
+                raise DataError(
+                    f"the lens is to look into the {what} '{name}', which is not there; {suggest(name, known)}"
+                )
+    seeds = {track.finetune.seed for track in plan.tracks}
+    for seed in plan.lens.seeds or ():
+        if seed not in seeds:
+            raise DataError(
+                f"the lens is to look into seed {seed}, which no fine-tune has; take one of {sorted(seeds)}."
+            )
 
 
 def probes_of(finetune: FineTune, corpus: Corpus) -> tuple[Probe, ...]:

@@ -19,6 +19,7 @@ from deltakeeper.study.bases import describe_base, prepare_base
 from deltakeeper.study.cells import AttackInfo, Judge, RunInfo
 from deltakeeper.study.crew import run_crew
 from deltakeeper.study.file import StudyFile
+from deltakeeper.study.lens_stage import plan_looks
 from deltakeeper.study.pipeline import Study, open_study, run_tracks
 from deltakeeper.study.plan import StudyPlan, Track, plan_study, shortfalls
 from deltakeeper.study.progress import Progress
@@ -166,7 +167,8 @@ def _refuse_missing(plan: StudyPlan) -> None:
 def _outcome(study: Study, store: RunStore) -> Outcome:
     keys = {str(entry["key"]) for entry in study.entries()}
     finished = {key for key in keys if store.cell_file(key).complete}
-    return Outcome(store.read_failures(keys - finished), len(finished), len(keys))
+    looks = {found.key for track in study.plan.tracks if (found := plan_looks(study, track)) and not found.done}
+    return Outcome(store.read_failures((keys - finished) | looks), len(finished), len(keys))
 
 
 def _accelerator() -> dict[str, str]:

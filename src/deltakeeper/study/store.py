@@ -1,9 +1,10 @@
 """The run folder: the only module that knows the names of its files.
 
 Layout: `run.json` (what was planned), `index.json` (which cell is which key), `cells/<key>.jsonl`, `timings.jsonl`,
-`failures/<key>.json`, `models/`, `deltas/`, `voices/`, `report.json`, `report.html`. Cells are named by a hash of
-everything that they depend on. Times and machines stand in `timings.jsonl` alone, so that all else is the same bytes in
-every run. Whole files go to a temporary name first and are then renamed, so a reader never sees half a file.
+`failures/<key>.json`, `lens/<attack>-<seed>.json` (which trace is which key), `traces/<key>.json`, `models/`,
+`deltas/`, `voices/`, `report.json`, `report.html`. Cells and traces are named by a hash of everything that they depend
+on. Times and machines stand in `timings.jsonl` alone, so that all else is the same bytes in every run. Whole files go
+to a temporary name first and are then renamed, so a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltakeeper.errors import RunError
 from deltakeeper.study.cell_file import (
@@ -34,8 +35,13 @@ from deltakeeper.study.cell_file import (
     task_lines,
 )
 from deltakeeper.study.cells import Cell, RunInfo
+from deltakeeper.study.fields import Fields, check_version
+
+if TYPE_CHECKING:
+    from deltakeeper.lens.trace import LensTrace
 
 INDEX_VERSION = 1
+LENS_VERSION = 1
 _FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _KEY = re.compile(r"[0-9a-f]{8,64}")
 
@@ -236,6 +242,55 @@ class RunStore:
                 found[str(value.get("arm"))] = str(value.get("sentence"))
         return found
 
+    def has_trace(self, key: str) -> bool:
+        """Whether the lens trace of a key is there."""
+        return self._trace_path(key).is_file()
+
+    def write_trace(self, key: str, trace: LensTrace) -> None:
+        """Store what the lens saw of one arm on one prompt, under a hash of all that it depends on."""
+        from deltakeeper.lens.trace_file import write_trace
+
+        write_trace(trace, self._trace_path(key))
+
+    def write_lens(self, attack: str, seed: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Store which traces there are of a fine-tune: `probe`, `sample`, arms that `flipped`, and `traces` by arm."""
+        # As a list, since the order of arms is that in which they are shown, and JSON here sorts its keys.
+        listed = [
+            {**sample, "traces": [{"arm": arm, "key": key} for arm, key in sample["traces"].items()]}
+            for sample in samples
+        ]
+        value = {"version": LENS_VERSION, "attack": attack, "seed": seed, "samples": listed}
+        write_atomically(self._lens_path(attack, seed), to_text(value))
+
+    def read_lens(self, attack: str, seed: int = 0) -> list[dict[str, Any]]:
+        """What `write_lens` stored, in its order; nothing where no lens looked.
+
+        Raises:
+            RunError: it is malformed.
+        """
+        path = self._lens_path(attack, seed)
+        return read_lens_index(_read_json(path), str(path)) if path.is_file() else []
+
+    def traces_of(self, attack: str, sample: str, seed: int = 0, probe: str | None = None) -> dict[str, LensTrace]:
+        """What the lens saw of a sample, by arm, base first; nothing where it did not look.
+
+        Args:
+            attack: name of the fine-tune.
+            sample: id of the prompt.
+            seed: of the fine-tune.
+            probe: its probe, where two of them have the id.
+
+        Raises:
+            RunError: the index is malformed.
+            DataError: a trace is missing or malformed.
+        """
+        from deltakeeper.lens.trace_file import read_trace
+
+        for entry in self.read_lens(attack, seed):
+            if entry["sample"] == sample and probe in (None, entry["probe"]):
+                return {arm: read_trace(self._trace_path(key)) for arm, key in entry["traces"].items()}
+        return {}
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from running a study into this folder for the length of a `with` block.
@@ -254,9 +309,11 @@ class RunStore:
             for folder in ("models", "deltas"):
                 for scratch in (self.path / folder).glob(".*"):
                     shutil.rmtree(scratch, ignore_errors=True)
-            for place in (self.path, self.path / "failures"):
+            for place in (self.path, self.path / "failures", self.path / "lens"):
                 for scratch in place.glob(".*.tmp"):
                     scratch.unlink(missing_ok=True)
+            for scratch in (self.path / "traces").glob("*.tmp"):
+                scratch.unlink(missing_ok=True)
             yield
 
     def _cell_path(self, key: str) -> Path:
@@ -264,8 +321,35 @@ class RunStore:
             raise RunError(f"{key[:80]!r} is no key of a cell; run the study again.")
         return self.path / "cells" / f"{key}.jsonl"
 
+    def _trace_path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise RunError(f"{key[:80]!r} is no key of a lens trace; run the study again.")
+        return self.path / "traces" / f"{key}.json"
+
+    def _lens_path(self, attack: str, seed: int) -> Path:
+        return self.path / "lens" / f"{_folder(attack)}-{seed}.json"
+
     def _failure_path(self, key: str) -> Path:
         return self.path / "failures" / f"{key}.json"
+
+
+def read_lens_index(value: Any, where: str) -> list[dict[str, Any]]:
+    """The samples of a lens index, read strictly; raises RunError."""
+    samples = []
+    with Fields(value, where) as read:
+        check_version(read, where, LENS_VERSION)
+        read.text("attack"), read.count("seed")
+        for place, fields in read.objects("samples"):
+            with fields as item:
+                keys = {}
+                for _, pair in item.objects("traces"):
+                    with pair as trace:
+                        keys[trace.text("arm")] = trace.text("key")
+                found = {"probe": item.text("probe"), "sample": item.text("sample")}
+                samples.append({**found, "flipped": list(item.texts("flipped")), "traces": keys})
+            if any(not _KEY.fullmatch(key) for key in keys.values()):
+                raise RunError(f"{place} holds what is no key of a trace; run the study again.")
+    return samples
 
 
 def entry_of(cell: Cell) -> dict[str, Any]:

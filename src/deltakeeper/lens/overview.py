@@ -1,0 +1,133 @@
+"""What many traces say in few numbers: where a variant commits, what it keeps of the fine-tuning, where it departs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from deltakeeper.lens.commitment import RULES, find_commitment
+from deltakeeper.lens.comparison import Bands, bands
+from deltakeeper.lens.kept import kept_output, kept_stream
+from deltakeeper.lens.trace import LensTrace
+from deltakeeper.lens.trace_statistics import collect
+
+FORMAT = "deltakeeper.lens.overview"
+VERSION = 1
+DEPARTS = 0.01
+"""Nats of JS to the base from which a layer counts as departed; two coins of 0.50 and 0.57 are so far apart."""
+DEFINITIONS = {
+    "commitment": f"median over prompts of the {RULES['top1']}",
+    "kept": "kept share of the fine-tuning's shift of the stream, ratio of sums over prompts and a third of the layers",
+    "departs": f"first layer from which the median JS to the base stays at {DEPARTS} nats or more to the end",
+}
+"""To be printed beside the numbers."""
+
+
+@dataclass(frozen=True)
+class VariantOverview:
+    """One variant over all prompts, at one position.
+
+    Attributes:
+        variant: its name.
+        prompts: how many.
+        commitment: layer, with its quartiles; see `DEFINITIONS`.
+        kept: by thirds of the layers from below; None where there was nothing to keep or no fine-tune.
+        departs: layer; None where it never departs for good.
+        bands: by statistic, median and quartiles by layer.
+    """
+
+    variant: str
+    prompts: int
+    commitment: tuple[float, float, float]
+    kept: tuple[float | None, float | None, float | None] | None
+    departs: int | None
+    bands: Mapping[str, Bands]
+
+
+def overview(
+    traces: Mapping[str, Sequence[LensTrace]], *, base: str, tuned: str | None = None, position: int = 0
+) -> list[VariantOverview]:
+    """Sum up traces of all variants on the same prompts.
+
+    Args:
+        traces: by variant, as `trace_prompts` gives them.
+        base: name of the base, a reference of all traces.
+        tuned: name of the fine-tune, likewise.
+        position: place in the traces' positions; the first by default, where an answer begins.
+
+    Raises:
+        DataError: no traces, or they were not traced against base and fine-tune.
+    """
+    found = []
+    for name, own in traces.items():
+        commits = np.quantile([find_commitment(trace)[position] for trace in own], [0.25, 0.5, 0.75])
+        lines = _bands(own, position)
+        kept = None
+        if tuned is not None:
+            stream = kept_stream(own, position)
+            lines["kept"] = stream.bands()
+            lines["kept_output"] = kept_output(own, traces[base], tuned, position).bands()
+            kept = tuple(_ratio(part) for part in np.array_split(np.stack([stream.kept, stream.whole]), 3, axis=2))
+        departs = _departs(np.median(collect(own, f"js:{base}", position), axis=0), own[0].layers.tolist())
+        low, middle, high = commits.tolist()
+        found.append(VariantOverview(name, len(own), (middle, low, high), kept, departs, lines))  # type: ignore[arg-type]
+    return found
+
+
+def to_json(
+    found: Sequence[VariantOverview], traces: Mapping[str, Sequence[LensTrace]], position: int
+) -> dict[str, Any]:
+    """The overview as plain JSON values, with the definitions of its numbers and where its traces come from."""
+    first = next(iter(traces.values()))[0]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "definitions": DEFINITIONS,
+        "position": {"place": position, "token": first.tokens[int(first.positions[position])]},
+        "layers": first.layers.tolist(),
+        "variants": {
+            one.variant: {
+                "meta": {
+                    k: v for k, v in asdict(traces[one.variant][0].meta).items() if k not in ("variant", "prompt")
+                },
+                "prompts": one.prompts,
+                "commitment": dict(zip(("median", "low", "high"), map(_plain, one.commitment), strict=True)),
+                "kept": None if one.kept is None else [None if share is None else _plain(share) for share in one.kept],
+                "departs": one.departs,
+                "bands": {name: _band(line) for name, line in one.bands.items()},
+            }
+            for one in found
+        },
+    }
+
+
+def _bands(own: Sequence[LensTrace], position: int) -> dict[str, Bands]:
+    first = own[0]
+    names = ["entropy", "kl_final", "top1", *(f"{kind}:{of}" for kind in ("kl", "js") for of in getattr(first, kind))]
+    names += [f"prob:{target}" for target in first.targets]
+    return {name: bands(own, name, position) for name in names}
+
+
+def _ratio(part: np.ndarray[Any, Any]) -> float | None:
+    kept, whole = np.nansum(part[0]), np.nansum(part[1])
+    return float(kept / whole) if whole > 0 else None
+
+
+def _departs(distance: np.ndarray[Any, Any], layers: Sequence[int]) -> int | None:
+    far = distance >= DEPARTS
+    unbroken = int(np.cumprod(far[::-1]).sum())
+    return layers[len(layers) - unbroken] if unbroken else None
+
+
+def _band(line: Bands) -> dict[str, Any]:
+    parts = {name: [_plain(v) for v in getattr(line, name).tolist()] for name in ("median", "low", "high")}
+    pooled = None if line.pooled is None else [_plain(v) for v in line.pooled.tolist()]
+    return {**parts, "pooled": pooled, "prompts": line.prompts.tolist(), "unit": line.unit}
+
+
+def _plain(value: float) -> float | None:
+    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,0 +1,117 @@
+"""`deltakeeper lens` end to end on a tiny pair, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deltakeeper import cli
+from deltakeeper.checkpoint import open_checkpoint
+from deltakeeper.compress import compress
+from deltakeeper.fingerprint import fingerprint
+from deltakeeper.lens.trace_file import read_trace
+from deltakeeper.lens.tuned import Translators
+from deltakeeper.lens.tuned_file import write_translators
+from deltakeeper.testing import write_pair
+from deltakeeper.testing.models import write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    base, tuned = write_pair("llama", folder, dtype=torch.float32, scale=0.03)
+    write_tokenizer(base)
+    compress(base, tuned, folder / "one", "bitdelta")
+    return base, tuned, folder / "one"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["deltakeeper", "lens", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_traces_statistics_and_a_table(pair, run, tmp_path):
+    base, tuned, one = pair
+    asked = tmp_path / "asked.jsonl"
+    lines = [{"prompt": "w1 w2 w3"}, {"prompt": "w4 w5"}]
+    asked.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "lens"
+    status, said, _ = run(base, "--delta", f"one={one}", "--tuned", tuned, "--prompts", asked, "-o", out)
+    assert status == 0 and "departs" in said and "2 prompts, 3 variants" in said
+    names = sorted(path.name for path in (out / "traces").iterdir())
+    assert names == [f"{name}-000{n}.json" for name in ("base", "one", "tuned") for n in (1, 2)]
+    trace = read_trace(out / "traces" / "one-0002.json")
+    assert trace.meta.codec == "bitdelta" and len(trace.meta.delta) == 64 and trace.meta.base == str(base)
+    value = json.loads((out / "lens.json").read_text())
+    assert set(value["variants"]) == {"base", "one", "tuned"}
+    assert value["variants"]["tuned"]["kept"][0] == pytest.approx(1)
+    assert value["variants"]["base"]["departs"] is None
+    assert (out / "lens.html").is_file()
+    assert {path.name for path in (out / "figures").iterdir()} >= {"heat_map.svg", "commitment.svg", "js_base.svg"}
+
+
+def test_one_prompt_some_cells_as_json(pair, run, tmp_path):
+    out = tmp_path / "lens"
+    options = ("--layers", "1", "--positions", "-1-0,2", "--decode", "base", "--top", "2", "--produce", "2", "--json")
+    status, said, _ = run(pair[0], "--prompt", "w1 w2 w3", "-o", out, *options)
+    value = json.loads(said)
+    assert status == 0 and value["layers"] == [1] and value["variants"]["base"]["kept"] is None
+    assert {"read", "decode"} <= set(value["seconds"])
+    trace = read_trace(out / "traces" / "base-0001.json")
+    assert trace.positions.tolist() == [1, 2, 4] and trace.top_ids.shape == (1, 3, 2) and trace.meta.decode == "base"
+
+
+def test_a_tuned_lens_of_this_base_decodes(pair, run, tmp_path):
+    base, tuned, _ = pair
+    for folder, name in ((base, "mine"), (tuned, "other")):
+        with open_checkpoint(folder) as checkpoint:
+            lens = Translators.identity(2, 48, fingerprint(checkpoint).root)
+        write_translators(replace(lens, steps=1, text_sha256="0" * 64), tmp_path / f"{name}.safetensors")
+    options = ("--prompt", "w1 w2", "-o", tmp_path / "lens", "--tuned-lens")
+    status, _, _ = run(base, *options, tmp_path / "mine.safetensors")
+    trace = read_trace(tmp_path / "lens" / "traces" / "base-0001.json")
+    assert status == 0 and trace.meta.decoder.startswith("tuned lens ")
+    for name in ("other", "nothing"):
+        status, _, said = run(base, *options, tmp_path / f"{name}.safetensors")
+        assert status == 2 and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "either --prompt or --prompts"),
+        (("--prompt", "w1", "--layers", "a"), "no list of numbers for --layers"),
+        (("--prompt", "w1", "--layers", "3-1"), "no list of numbers for --layers"),
+        (("--prompt", "w1", "--layers", "0-99999"), "more than 8192"),
+        (("--prompt", "w1", "--layers", "7"), "layers 0 to 1"),
+        (("--prompt", "w1", "--positions", "9"), "position 9 lies outside"),
+        (("--prompt", "w1", "--decode", "mine"), "no tail"),
+        (("--prompt", "w1", "--delta", "base=x"), "another name"),
+        (("--prompt", "w1", "--delta", "x"), "NAME=PATH"),
+        (("--prompt", "w1", "--delta", "x=/nowhere"), "/nowhere"),
+        (("--prompt", "w1", "--tuned", "/nowhere"), "/nowhere"),
+        (("--prompts", "/nowhere"), "no prompt file"),
+        (("--prompt", "w1", "--system", "be kind"), "no chat template"),
+        (("--prompt", "w1", "--top", "0"), "top"),
+        (("--prompt", "w1", "--memory", "10"), "memory"),
+    ],
+)
+def test_bad_input_is_one_sentence(pair, run, tmp_path, options, words):
+    status, _, said = run(pair[0], "-o", tmp_path / "lens", *options)
+    assert status == 2 and words in said and said.count("\n") == 1
+    assert not (tmp_path / "lens").exists()
+
+
+def test_a_prompt_that_names_a_tenant_is_refused(pair, run, tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "w1", "tenant": "one"}\n')
+    status, _, said = run(pair[0], "-o", tmp_path / "lens", "--prompts", tmp_path / "asked.jsonl")
+    assert status == 2 and "leave out 'tenant'" in said
