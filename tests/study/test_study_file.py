@@ -73,6 +73,7 @@ def test_the_demo_is_a_study():
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
+        (("\n",), 1, r"the study has the unknown key '\\n'"),
         (("sed",), 1, "the study has the unknown key 'sed'; did you mean 'seeds'"),
         (("prompts",), {"heldout": 3}, "prompts has the unknown key 'heldout'; did you mean 'held_out'"),
         (("groups", 0, "arm"), [1], "groups.0 has the unknown key 'arm'; did you mean 'arms'"),

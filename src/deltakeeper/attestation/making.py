@@ -27,9 +27,10 @@ from deltakeeper.attestation.subject import files_of
 from deltakeeper.errors import AttestationError
 from deltakeeper.study.cells import Cell, Probe, RunInfo
 from deltakeeper.study.groups import Group, comparable, group_cells
-from deltakeeper.study.store import RunStore, write_atomically
+from deltakeeper.study.store import RunStore
 from deltakeeper.study.summarising import rows_of
 from deltakeeper.study.summary import Number, Row
+from deltakeeper.whole_files import write_atomically
 
 METRICS = ("absolute", "relative", "recovered", "attack_kept", "skill_kept", "selectivity", "over_shrinking", "loss")
 
@@ -182,9 +183,9 @@ def _works(group: Group) -> bool:
     """
     if group.adaptive is None:
         return False
-    base, *others = rows_of(group, [group.base]) + rows_of(group, [name for name in group.arms if name != group.base])
-    floor = base.attack.high or 0.0
-    return any((row.attack.low or 0.0) > floor for row in others)
+    rows = {row.variant: row for row in rows_of(group)}
+    floor = rows[group.base].attack.high or 0.0
+    return any((row.attack.low or 0.0) > floor for row in rows.values())  # the base's own low is not above its high
 
 
 def _counts(group: Group, row: Row) -> bool:

@@ -58,7 +58,7 @@ def evaluate(
     from deltakeeper.evals.utility import ItemRecord, ask, compare, parse_task, prepared, summarise, to_lines
     from deltakeeper.live_base import named_sources, open_base
     from deltakeeper.study.scorer import BASE, scoring
-    from deltakeeper.study.store import write_atomically
+    from deltakeeper.whole_files import write_atomically
 
     sources = [parse_task(text) for text in task]
     deltas = named_sources(delta or ())

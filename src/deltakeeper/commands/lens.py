@@ -68,7 +68,8 @@ def lens(
     from deltakeeper.lens.tracing import trace_prompts
     from deltakeeper.live_base import named_sources, open_base
     from deltakeeper.prompting import Prompt, read_prompts
-    from deltakeeper.study.store import to_text, write_atomically
+    from deltakeeper.study.store import to_text
+    from deltakeeper.whole_files import write_atomically
 
     if bool(prompt) == (prompts is not None):
         raise DataError("give either --prompt or --prompts.")

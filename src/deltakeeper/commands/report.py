@@ -23,9 +23,10 @@ def report(
     """
     from deltakeeper.report.study_page import study_page
     from deltakeeper.report.study_table import print_study
-    from deltakeeper.study.store import RunStore, write_atomically
+    from deltakeeper.study.store import RunStore
     from deltakeeper.study.summarising import summarise
     from deltakeeper.study.summary import SUMMARY_NAME, write_summary
+    from deltakeeper.whole_files import write_atomically
 
     store = RunStore(run)
     summary = summarise(store.read_cells(), store.read_run())

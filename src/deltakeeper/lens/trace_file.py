@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from deltakeeper.errors import DataError
 from deltakeeper.lens.trace import LensTrace
 from deltakeeper.lens.trace_json import from_json, to_json
+from deltakeeper.whole_files import write_atomically
 
 MOST_BYTES = 64 << 20
 
@@ -22,21 +21,12 @@ def write_trace(trace: LensTrace, path: Path) -> None:
         DataError: the file cannot be written.
     """
     text = json.dumps(to_json(trace), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    scratch = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text + "\n")
-        Path(scratch).chmod(0o644)  # mkstemp makes private files, and a report is there to be read
-        Path(scratch).replace(path)
+        write_atomically(path, text + "\n")
     except OSError as error:
         raise DataError(
             f"the lens trace cannot be written to {path} ({error.strerror}); give another folder."
         ) from error
-    finally:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
 
 
 def read_trace(path: Path) -> LensTrace:

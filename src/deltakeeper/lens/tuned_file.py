@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from deltakeeper.errors import BaseMismatchError, CheckpointError, DataError
 from deltakeeper.lens.tuned import Translators
 from deltakeeper.safetensors_header import Header, read_header
+from deltakeeper.whole_files import replacing
 
 FORMAT = "deltakeeper-tuned-lens"
 VERSION = 1
@@ -42,19 +41,11 @@ def write_translators(translators: Translators, path: Path) -> None:
     }
     _require_sound(told, str(path))
     tensors = {"weight": translators.weight.contiguous(), "bias": translators.bias.contiguous()}
-    scratch = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        os.close(handle)
-        save_file(tensors, scratch, metadata={_KEY: json.dumps(told, sort_keys=True)})
-        Path(scratch).chmod(0o644)  # mkstemp makes private files
-        Path(scratch).replace(path)
+        with replacing(path) as scratch:
+            save_file(tensors, scratch, metadata={_KEY: json.dumps(told, sort_keys=True)})
     except OSError as error:
         raise DataError(f"the tuned lens cannot be written to {path} ({error}); give another folder.") from error
-    finally:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
 
 
 def read_translators(path: Path, *, base_root: str | None = None) -> Translators:

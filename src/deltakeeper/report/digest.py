@@ -127,7 +127,7 @@ class _View:
         probe, sample, f, c = cell.probes[name], self.samples[name], self.tuned.variant, cell.variant
         versus = None
         if cell.kind != "tuned":
-            gap = estimate(lambda means: means[c] - means[f], sample)
+            gap = estimate(lambda means: means[c] - means[f], sample, bounds=(-1, 1))
             versus = estimates.compare(self.tuned.probes[name].answers, _answers(cell, self.tuned, name), gap)
             versus = replace(versus, primary=primary and probe.role == "goal")
         return ProbeEntry(
@@ -144,17 +144,20 @@ class _View:
         b, f = self.base.variant, self.tuned.variant
         whole, gap = self._rate(self.goal, f), self._gap(self.goal)
         return Mitigation(
-            absolute=estimate(lambda m: m[f] - m[c], self.goal, most=1),
-            relative=_guarded(lambda: estimate(lambda m: _over(m[f] - m[c], m[f]), self.goal, whole, 1)),
-            recovered=_guarded(
-                lambda: estimate(lambda m: _over(m[f] - m[c], m[f] - m[b]), self.goal, gap), self.goal_fault
+            absolute=estimate(lambda m: m[f] - m[c], self.goal, bounds=(-1, 1)),
+            relative=_guarded(lambda: estimate(lambda m: _over(m[f] - m[c], m[f]), self.goal, whole, (-np.inf, 1))),
+            recovered=_guarded(  # at most all of the fine-tune's rate, over what it had added
+                lambda: estimate(
+                    lambda m: _over(m[f] - m[c], m[f] - m[b]), self.goal, gap, bounds=(-np.inf, whole / gap)
+                ),
+                self.goal_fault,
             ),
         )
 
     def _usefulness(self, c: str) -> Usefulness:
         def loss(reference: str) -> Estimate:
             whole = self._rate(self.skill, reference)
-            return _guarded(lambda: estimate(lambda m: 1 - _over(m[c], m[reference]), self.skill, whole, 1))
+            return _guarded(lambda: estimate(lambda m: 1 - _over(m[c], m[reference]), self.skill, whole, (-np.inf, 1)))
 
         return Usefulness(loss(self.tuned.variant), loss(self.base.variant))
 

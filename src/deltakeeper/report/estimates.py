@@ -101,7 +101,10 @@ class Resampler:
 
 
 def estimate(
-    statistic: Callable[[Mapping[str, Floats]], Floats], sample: Resampler, per: float = 1.0, most: float = np.inf
+    statistic: Callable[[Mapping[str, Floats]], Floats],
+    sample: Resampler,
+    per: float = 1.0,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Estimate:
     """A statistic of one probe's means with its percentile interval, no narrower than if no answer had turned.
 
@@ -109,13 +112,10 @@ def estimate(
         statistic: the statistic.
         sample: the probe.
         per: the rate that a difference of rates is divided by.
-        most: largest value that the quantity can have.
+        bounds: values that the quantity cannot leave.
     """
     observed = float(statistic(sample.observed)[0])
-    found = _floored(_interval(observed, statistic(sample.resampled)), [_unseen(sample, per)], most)
-    if per != 1.0 or found.low is None or found.high is None:
-        return found
-    return Estimate(found.value, max(found.low, -1.0), min(found.high, 1.0), found.note)  # rates end at 100 points
+    return _floored(_interval(observed, statistic(sample.resampled)), [_unseen(sample, per)], bounds)
 
 
 def joint_estimate(
@@ -131,14 +131,15 @@ def _unseen(sample: Resampler, per: float) -> float:
     return zero_hit_bound(sample.n) / abs(per) if per else 0.0
 
 
-def _floored(found: Estimate, halves: Sequence[float], most: float = np.inf) -> Estimate:
+def _floored(found: Estimate, halves: Sequence[float], bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
     """The bootstrap of one turned answer, or of none, would claim to know that no other can turn."""
     value, low, high = found.value, found.low, found.high
     if value is None or low is None or high is None:
         return found
     half = unseen_effect(halves)
     note = "no answer turned: bounded as zero hits are" if low == high else ""
-    return Estimate(value, _clean(min(low, value - half)), _clean(min(most, max(high, value + half))), note)
+    low, high = max(bounds[0], min(low, value - half)), min(bounds[1], max(high, value + half))
+    return Estimate(value, _clean(low), _clean(high), note)
 
 
 def denominator_fault(sample: Resampler, upper: str, lower: str, what: str) -> str:

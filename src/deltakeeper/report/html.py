@@ -22,7 +22,8 @@ from deltakeeper.report.digest import digest as make_digest
 from deltakeeper.report.entries import AttackEntry, Digest, Estimate, Rate, VariantEntry
 from deltakeeper.report.figures import Mark, Span
 from deltakeeper.study.cells import OUTCOMES
-from deltakeeper.study.store import RunStore, to_text, write_atomically
+from deltakeeper.study.store import RunStore, to_text
+from deltakeeper.whole_files import write_atomically
 
 KINDS = {
     "base": "base model",

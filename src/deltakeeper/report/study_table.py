@@ -50,16 +50,11 @@ def print_study(summary: Summary, console: Console) -> None:
 def _attack_table(attack: AttackSummary) -> Table:
     known = " [red]knows the codec[/]" if attack.adaptive else ""
     seeds = len(attack.seeds)
-    table = Table(
+    table = _new_table(
         title=f"{escape(attack.title)} [dim]({escape(attack.family)}, {attack.prompts['goal']} prompts, "
         f"{seeds} seed{'' if seeds == 1 else 's'})[/]{known}",
-        title_justify="left",
-        title_style="bold",
         caption="differences in points; * clear (for taken: after correction); in brackets 95 % intervals; new: gained "
         "successes",
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
     )
     table.add_column("arm", overflow="fold")
     for name in COLUMNS:
@@ -70,15 +65,10 @@ def _attack_table(attack: AttackSummary) -> Table:
 
 
 def _task_table(attack: AttackSummary) -> Table:
-    table = Table(
+    table = _new_table(
         title=f"{escape(attack.title)} [dim](general tasks)[/]",
-        title_justify="left",
-        title_style="bold",
         caption="score, and loss against the fine-tune's with its 95 % interval: above zero the arm is worse; a "
         "perplexity's loss is its rise",
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
     )
     table.add_column("arm", overflow="fold")
     for name in attack.tasks():
@@ -88,6 +78,12 @@ def _task_table(attack: AttackSummary) -> Table:
         shown = [cell for name in attack.tasks() for cell in _task_cells(row, name)]
         table.add_row(escape(row.label), *shown, style=STYLES.get(row.kind, ""))
     return table
+
+
+def _new_table(title: str, caption: str) -> Table:
+    found = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
+    found.box, found.pad_edge = None, False
+    return found
 
 
 def _task_cells(row: Row, name: str) -> tuple[str, str]:
@@ -114,15 +110,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _paper_table(summary: Summary) -> Table:
-    table = Table(
+    table = _new_table(
         title="Largest reduction at less than 10 % utility loss",
-        title_justify="left",
-        title_style="bold",
         caption="! the loss is not shown to be below 10 %; points and share of the fine-tune's rate are both given, "
         "since the paper's reading is not known",
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
     )
     table.add_column("family")
     for name in ("arXiv 2411.19530", "ours, points", "ours, relative", "guarded, points", "guarded, relative"):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deltakeeper.errors import DataError
 from deltakeeper.study.variants import Variant, read_arm
-from deltakeeper.suggestion import suggest
+from deltakeeper.suggestion import spelled_out, suggest
 
 MAX_BYTES = 1 << 20
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]
@@ -279,11 +279,12 @@ def fault(error: ValidationError, model: type[BaseModel], whole: str) -> str:
         whole: what it is called.
     """
     found = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in found["loc"])
+    place = ".".join(map(spelled_out, found["loc"]))
     if found["type"] == "extra_forbidden":
         *parents, key = found["loc"]
         known = _keys(model, [part for part in parents if isinstance(part, str)])
-        return f"{'.'.join(map(str, parents)) or whole} has the unknown key '{key}'; {suggest(str(key), known)}"
+        where = ".".join(map(spelled_out, parents)) or whole
+        return f"{where} has the unknown key '{spelled_out(key)}'; {suggest(str(key), known)}"
     if found["type"] == "missing":
         return f"'{place}' is missing; add it."
     if found["type"] == "literal_error":

@@ -12,10 +12,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -36,6 +34,7 @@ from deltakeeper.study.cell_file import (
 )
 from deltakeeper.study.cells import Cell, RunInfo
 from deltakeeper.study.fields import Fields, check_version
+from deltakeeper.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from deltakeeper.lens.trace import LensTrace
@@ -309,11 +308,9 @@ class RunStore:
             for folder in ("models", "deltas"):
                 for scratch in (self.path / folder).glob(".*"):
                     shutil.rmtree(scratch, ignore_errors=True)
-            for place in (self.path, self.path / "failures", self.path / "lens"):
+            for place in (self.path, self.path / "failures", self.path / "lens", self.path / "traces"):
                 for scratch in place.glob(".*.tmp"):
                     scratch.unlink(missing_ok=True)
-            for scratch in (self.path / "traces").glob("*.tmp"):
-                scratch.unlink(missing_ok=True)
             yield
 
     def _cell_path(self, key: str) -> Path:
@@ -368,23 +365,6 @@ def to_text(value: Any) -> str:
         return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise RunError(f"A value cannot be written as JSON ({error}); store plain, finite values only.") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text under a temporary name in the same folder, then rename it over `path`.
-
-    A lone surrogate, which UTF-8 cannot hold, becomes its backslash escape, in JSON the same string again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp makes private files, and a report is there to be read
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _folder(name: str) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 
 from deltakeeper.errors import RunError
 from deltakeeper.evals import replicates
-from deltakeeper.evals.pooling import FEW_SEEDS, Replicated, Runs
+from deltakeeper.evals.pooling import Replicated, Runs
 from deltakeeper.evals.replicates import ReplicatedArms
 from deltakeeper.evals.stats import Estimate, benjamini_hochberg
 from deltakeeper.evals.utility.comparison import RATES
 from deltakeeper.study.cells import Cell, RunInfo
 from deltakeeper.study.groups import Group, comparable, group_cells, kind_of
+from deltakeeper.study.notes import notes_of
 from deltakeeper.study.paper import paper_cells
 from deltakeeper.study.summary import (
     AttackSummary,
@@ -61,7 +62,7 @@ def summarise(cells: Iterable[Cell], run: RunInfo) -> Summary:
         tests=tests,
         attacks=tuple(attacks),
         paper=paper_cells(attacks),
-        notes=(*run.notes, *_notes(attacks, waiting)),
+        notes=(*run.notes, *notes_of(attacks, waiting)),
     )
 
 
@@ -344,34 +345,6 @@ def _corrected(attacks: Sequence[AttackSummary], primary: str) -> tuple[list[Att
 
     done = [attack.model_copy(update={"rows": tuple(map(row, attack.rows))}) for attack in attacks]
     return done, len(values)
-
-
-def _notes(attacks: Sequence[AttackSummary], waiting: Sequence[str]) -> Iterator[str]:
-    seeds = sorted({len(attack.seeds) for attack in attacks})
-    prompts = sorted({attack.prompts["goal"] for attack in attacks})
-    seed_word = "seed" if seeds == [1] else "seeds"
-    yield f"{_span(seeds)} {seed_word} and {_span(prompts)} prompts per attack; intervals carry both."
-    if seeds[0] == 1:
-        yield "With one seed an interval knows of prompts only."
-    elif seeds[0] < FEW_SEEDS:
-        yield f"With fewer than {FEW_SEEDS} seeds intervals are rough; the rate of every seed stands beside them."
-    short = [
-        f"{attack.attack}/{row.variant}"
-        for attack in attacks
-        for row in attack.rows
-        if len(row.seeds) < len(attack.seeds)
-    ]
-    if waiting:
-        yield f"Not measured yet, and left out: {', '.join(waiting)}."
-    if short:
-        yield f"{len(short)} arms were run with fewer seeds than their fine-tune (first: {short[0]})."
-    if not any(attack.adaptive for attack in attacks):
-        yield "No attacker here knew of the codec: every gain is non-adaptive."
-    yield "The largest of several reductions is biased upwards; so is the paper's, which says “up to”."
-
-
-def _span(values: Sequence[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _plain(value: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deltakeeper.errors import RunError
-from deltakeeper.study.store import write_atomically
+from deltakeeper.whole_files import write_atomically
 
 SUMMARY_VERSION: Literal[1] = 1
 MAX_BYTES = 32 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 from deltakeeper.lab.corpus import OWN_ANSWER_TOKENS, SYSTEM
 from deltakeeper.lab.sft import Example
 from deltakeeper.study.keys import digest
-from deltakeeper.study.store import write_atomically
+from deltakeeper.whole_files import write_atomically
 
 VOICE_RULE = "1"
 Ask = Callable[[Sequence[str], int], list[str]]

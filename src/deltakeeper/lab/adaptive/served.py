@@ -85,9 +85,8 @@ class ServedWeights:
 
     def _row_encoder(self, target: Target, codec: Codec) -> RowEncoder | None:
         """The codec's encoder from rows, which needs no delta in memory, where it has one and rows are rows."""
-        if target.weight.dim() != 2 or target.transposed or load_library() is None or target.base.dtype not in KINDS:
-            return None
-        if target.weight.device.type != "cpu":
+        rows = target.weight.dim() == 2 and not target.transposed and target.weight.device.type == "cpu"
+        if not rows or load_library() is None or target.base.dtype not in KINDS:
             return None
         return codec.encode_rows((target.weight.shape[0], target.weight.shape[1]), name=target.name)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
-from deltakeeper.suggestion import suggest
+from deltakeeper.suggestion import spelled_out, suggest
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -16,17 +16,16 @@ UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 def sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     """One mistake of a validation, unknown names first: where it is, what is wrong, what was probably meant."""
     first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] not in UNKNOWN)
-    place = [str(part) for part in first["loc"]]
+    place = [spelled_out(part) for part in first["loc"]]
     if first["type"] in UNKNOWN:
         known = _names(model, place[:-1])
         within = f" in {'.'.join(_without_tags(model, place[:-1]))}" if place[:-1] else ""
         return f"{where} has an unknown setting '{place[-1]}'{within}; {suggest(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_invalid":
-        tags = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "").split(", ")
-        message = (
-            f"there is no kind '{first.get('ctx', {}).get('tag')}', {suggest(str(first['ctx']['tag']), tags)[:-1]}"
-        )
+        told = first["ctx"]
+        tags = str(told["expected_tags"]).replace("'", "").split(", ")
+        message = f"there is no kind '{spelled_out(told['tag'])}', {suggest(str(told['tag']), tags)[:-1]}"
     if first["type"] == "union_tag_not_found":
         message = "it has no 'kind', which says what attack it is"
     path = ".".join(_without_tags(model, place))
