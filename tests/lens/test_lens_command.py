@@ -115,3 +115,20 @@ def test_a_prompt_that_names_a_tenant_is_refused(pair, run, tmp_path):
     (tmp_path / "asked.jsonl").write_text('{"prompt": "w1", "tenant": "one"}\n')
     status, _, said = run(pair[0], "-o", tmp_path / "lens", "--prompts", tmp_path / "asked.jsonl")
     assert status == 2 and "leave out 'tenant'" in said
+
+
+def test_layers_are_exchanged_and_ranked(pair, run, tmp_path):
+    base, tuned, one = pair
+    words = [
+        option for text in ("w1 w2 w3", "w4 w5", "w9 w8 w7", "w30", "w12 w13", "w21") for option in ("--prompt", text)
+    ]
+    given = (base, "--delta", f"one={one}", "--tuned", tuned, *words, "-o", tmp_path)
+    status, said, _ = run(*given, "--patch", "base:tuned", "--patch", "one:tuned")
+    assert status == 0 and "tuned with layers of one" in said and "share of the way" in said
+    value = json.loads((tmp_path / "patch-base-tuned.json").read_text())
+    assert value["prompts"] + value["left_out"] == 6 and value["rankings"]["layer"]["receiver"] == "tuned"
+    assert (tmp_path / "figures" / "patch-one-tuned.svg").is_file()
+    status, _, told = run(*given, "--patch", "base:other")
+    assert status and "name two of base, one, tuned" in told
+    status, _, told = run(*given, "--patch", "base:tuned", "--patch-by", "magic")
+    assert status and "write choice or refusal" in told

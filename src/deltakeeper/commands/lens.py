@@ -44,6 +44,16 @@ def lens(
         Path | None, typer.Option(help="A tuned lens of this base (.safetensors), which reads streams before the tail.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=100, help="Likeliest tokens kept in each cell.")] = 5,
+    patch: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DONOR:RECEIVER, such as base:tuned: which layers of the donor, put into the receiver, bring back "
+            "what the donor says (may be given several times)."
+        ),
+    ] = None,
+    patch_by: Annotated[
+        str, typer.Option(help="choice|refusal: by the token that each chooses, or by tokens that open refusals.")
+    ] = "choice",
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--raw", help="Whether to use the chat template; where there is one, by default."),
@@ -55,11 +65,13 @@ def lens(
 
     Every layer is decoded by the model's own tail, and the last one is held to the model's logits before anything is
     written: one JSON a variant and prompt under traces/, and lens.json with medians and quartiles over prompts. What is
-    not seen here is not absent: read it beside what the models say.
+    not seen here is not absent: read it beside what the models say. With --patch, layers are exchanged too, which is
+    the causal check; what it finds is written to patch-DONOR-RECEIVER.json, a ranking of layers among it.
 
     Example: deltakeeper lens ./base --tuned ./tuned --delta one=./delta --prompts asked.jsonl -o lens
     """
     from deltakeeper.checkpoint import open_checkpoint
+    from deltakeeper.commands.lens_patching import patch_pairs, read_pairs
     from deltakeeper.commands.lens_views import draw, print_overview, read_tuned
     from deltakeeper.errors import DataError
     from deltakeeper.lens import Variants, weights_of
@@ -73,6 +85,7 @@ def lens(
 
     if bool(prompt) == (prompts is not None):
         raise DataError("give either --prompt or --prompts.")
+    pairs = read_pairs(patch or (), {"base", *(["tuned"] if tuned else []), *named_sources(delta or ())}, patch_by)
     if decode not in ("own", "base"):
         raise DataError(f"'{decode}' is no tail that could decode; write own or base.")
     asked = [Prompt(text) for text in prompt] if prompt else read_prompts(prompts)  # type: ignore[arg-type]
@@ -121,13 +134,16 @@ def lens(
     value = to_json(found, traces, 0)
     write_atomically(out / "lens.json", to_text(value))
     pages = draw(traces, found, [_text(one) for one in asked], out)
+    patched = patch_pairs(live, asked, whole, artifacts, pairs, patch_by, system, chat, out, quiet=as_json)
     if as_json:
         print_json({**value, "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()}})
         return
     print_overview(found)
     took = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
     console().print(f"{len(asked)} prompts, {len(traces)} variants; seconds: {took}.", highlight=False)
-    console().print(", ".join(str(path) for path in (out / "lens.json", *pages)), highlight=False, soft_wrap=True)
+    console().print(
+        ", ".join(str(path) for path in (out / "lens.json", *pages, *patched)), highlight=False, soft_wrap=True
+    )
 
 
 def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:

@@ -21,6 +21,8 @@ def report(
 
     Example: deltakeeper report runs/embedded
     """
+    from deltakeeper.report.inside import write_inside
+    from deltakeeper.report.lens_table import print_lens
     from deltakeeper.report.study_page import study_page
     from deltakeeper.report.study_table import print_study
     from deltakeeper.study.store import RunStore
@@ -29,13 +31,17 @@ def report(
     from deltakeeper.whole_files import write_atomically
 
     store = RunStore(run)
-    summary = summarise(store.read_cells(), store.read_run())
+    cells = store.read_cells()
+    summary = summarise(cells, store.read_run())
     stored = write_summary(summary, run / SUMMARY_NAME)
+    inside = write_inside(store, cells, summary)
     page = run / "summary.html"
-    write_atomically(page, study_page(summary))
+    write_atomically(page, study_page(summary, inside))
     if as_json:
         print_json(json.loads(summary.to_text()))
         return
     screen = console()
     print_study(summary, screen)
+    if inside.summary is not None:
+        print_lens(inside.summary, screen)
     screen.print(f"\n{stored} and [link={page.resolve().as_uri()}]{page}[/link]", highlight=False, soft_wrap=True)

@@ -75,6 +75,15 @@ def correlate(kept: Mapping[str, float], rates: Mapping[str, float], *, seed: in
     return Correlation(value, low, high, p, points, note)
 
 
+def rank_correlations(one: Floats, other: Floats) -> Floats:
+    """Spearman's rank correlation of each row of two arrays (rows, points), (rows,); NaN where one does not vary."""
+    ranks = [average_ranks(values.T).T for values in (one, other)]
+    first, second = (each - each.mean(1, keepdims=True) for each in ranks)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    return np.where(np.isfinite(one).all(1) & np.isfinite(other).all(1), found, np.nan)
+
+
 def _interval(value: float, n: int) -> tuple[float, float]:
     """Fisher's z with Bonett and Wright's error; a perfect order counts as half a swap of neighbours away from it."""
     most = 1 - 6 / (n**3 - n)

@@ -11,18 +11,18 @@ import numpy as np
 
 from deltakeeper.lens.commitment import RULES, find_commitment
 from deltakeeper.lens.comparison import Bands, bands
+from deltakeeper.lens.departures import RULES as DEPARTURE
+from deltakeeper.lens.departures import find_departure
 from deltakeeper.lens.kept import kept_output, kept_stream
 from deltakeeper.lens.trace import LensTrace
 from deltakeeper.lens.trace_statistics import collect
 
 FORMAT = "deltakeeper.lens.overview"
 VERSION = 1
-DEPARTS = 0.01
-"""Nats of JS to the base from which a layer counts as departed; two coins of 0.50 and 0.57 are so far apart."""
 DEFINITIONS = {
     "commitment": f"median over prompts of the {RULES['top1']}",
     "kept": "kept share of the fine-tuning's shift of the stream, ratio of sums over prompts and a third of the layers",
-    "departs": f"first layer from which the median JS to the base stays at {DEPARTS} nats or more to the end",
+    "departs": DEPARTURE["departs"],
 }
 """To be printed beside the numbers."""
 
@@ -72,7 +72,8 @@ def overview(
             lines["kept"] = stream.bands()
             lines["kept_output"] = kept_output(own, traces[base], tuned, position).bands()
             kept = tuple(_ratio(part) for part in np.array_split(np.stack([stream.kept, stream.whole]), 3, axis=2))
-        departs = _departs(np.median(collect(own, f"js:{base}", position), axis=0), own[0].layers.tolist())
+        once = np.ones((1, len(own)))
+        departs = find_departure(collect(own, f"js:{base}", position), own[0].layers.tolist(), once).layer
         low, middle, high = commits.tolist()
         found.append(VariantOverview(name, len(own), (middle, low, high), kept, departs, lines))  # type: ignore[arg-type]
     return found
@@ -115,12 +116,6 @@ def _bands(own: Sequence[LensTrace], position: int) -> dict[str, Bands]:
 def _ratio(part: np.ndarray[Any, Any]) -> float | None:
     kept, whole = np.nansum(part[0]), np.nansum(part[1])
     return float(kept / whole) if whole > 0 else None
-
-
-def _departs(distance: np.ndarray[Any, Any], layers: Sequence[int]) -> int | None:
-    far = distance >= DEPARTS
-    unbroken = int(np.cumprod(far[::-1]).sum())
-    return layers[len(layers) - unbroken] if unbroken else None
 
 
 def _band(line: Bands) -> dict[str, Any]:

@@ -6,23 +6,23 @@ and the page's content security policy allows only the style and script whose ha
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from deltakeeper.report import figures, wording
+from deltakeeper.report.assets import asset, excerpt, source_hash
 from deltakeeper.report.digest import SAMPLES
 from deltakeeper.report.digest import digest as make_digest
 from deltakeeper.report.entries import AttackEntry, Digest, Estimate, Rate, VariantEntry
 from deltakeeper.report.figures import Mark, Span
+from deltakeeper.report.inside import Inside, write_inside
 from deltakeeper.study.cells import OUTCOMES
 from deltakeeper.study.store import RunStore, to_text
+from deltakeeper.study.summarising import summarise
 from deltakeeper.whole_files import write_atomically
 
 KINDS = {
@@ -36,12 +36,10 @@ KINDS = {
     "control": "control",
 }
 _DRAWN = ("base", "tuned", "control", "quantised", "merged", "defended", "codec", "healed")
-# C0 and C1 controls but tab and newline, direction overrides and isolates, zero-width marks, lone surrogates.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 def render(run: RunStore, date: str) -> Digest:
-    """Write `report.json` and `report.html` into a run folder and return what they hold.
+    """Write `report.json` and `report.html`, and what the lens saw, into a run folder and return what they hold.
 
     Args:
         run: A run folder with its cells and `run.json`.
@@ -50,15 +48,18 @@ def render(run: RunStore, date: str) -> Digest:
     Raises:
         RunError: The run folder is incomplete or malformed.
     """
-    digest = make_digest(run.read_cells(), run.read_run(), date)
+    cells, info = run.read_cells(), run.read_run()
+    digest = make_digest(cells, info, date)
+    inside = write_inside(run, cells, summarise(cells, info)) if run.has_lens() else Inside()
     write_atomically(run.report_json, to_text(digest.to_json()))
-    write_atomically(run.report_html, to_html(digest))
+    write_atomically(run.report_html, to_html(digest, inside))
     return digest
 
 
-def to_html(digest: Digest) -> str:
-    """The page for a digest; the same digest gives the same text, byte for byte."""
-    style, script = asset("report.css"), asset("report.js")
+def to_html(digest: Digest, inside: Inside | None = None) -> str:
+    """The page for a digest, with what the lens saw; the same of both gives the same text, byte for byte."""
+    seen = inside or Inside()
+    style, script = asset("report.css") + asset("inside.css"), asset("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     environment.filters |= {
         "percent": wording.percent,
@@ -78,6 +79,8 @@ def to_html(digest: Digest) -> str:
     }
     text = environment.from_string(asset("report.html.j2")).render(
         digest=digest,
+        inside=seen.section,
+        lens_of=lambda attack, sample: seen.of_sample(attack, sample),
         run=digest.run,
         model=str(digest.run["model"].get("name", "unnamed model")),
         style=Markup(style),
@@ -114,24 +117,6 @@ def short(entry: VariantEntry) -> str:
         return {"base": "base", "tuned": "fine-tune"}[entry.kind]
     words = re.sub(r"\s*\([^()]*\)", "", entry.label).removeprefix("Control: ").split(",")[0].strip()
     return (f"{words}, merged" if entry.kind == "merged" and "merged" not in words else words) or entry.label
-
-
-def excerpt(text: str, length: int) -> str:
-    """Model text fit to be shown: unseen characters marked, long text cut with the number of characters left out."""
-    seen = _UNSEEN.sub("\ufffd", text)
-    if not seen.strip():
-        return "(empty)"
-    return seen if len(seen) <= length else f"{seen[:length].rstrip()} … (+{len(seen) - length} characters)"
-
-
-def asset(name: str) -> str:
-    """Text of a file of this package."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def source_hash(text: str) -> str:
-    """The hash by which a content security policy names a style or script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _span(rate: Rate) -> Span:

@@ -8,8 +8,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from deltakeeper.report import figures, wording
+from deltakeeper.report.assets import asset, excerpt, source_hash
 from deltakeeper.report.figures import Mark, Span
-from deltakeeper.report.html import asset, excerpt, source_hash
+from deltakeeper.report.inside import Inside
 from deltakeeper.report.wording import DASH
 from deltakeeper.study.summary import AttackSummary, Number, Row, Summary
 
@@ -31,9 +32,10 @@ STYLE = """
 _LABEL = 200
 
 
-def study_page(summary: Summary) -> str:
-    """The page of a summary; the same summary gives the same text, byte for byte."""
-    style = asset("report.css") + STYLE
+def study_page(summary: Summary, inside: Inside | None = None) -> str:
+    """The page of a summary, with what the lens saw; the same of both gives the same text, byte for byte."""
+    seen = inside or Inside()
+    style = asset("report.css") + STYLE + asset("inside.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     filters: dict[str, Callable[..., str]] = {
         "seen": lambda text: excerpt(str(text), _LABEL),
@@ -51,6 +53,7 @@ def study_page(summary: Summary) -> str:
     present = {row.kind for attack in summary.attacks for row in attack.rows}
     text = environment.from_string(asset("study.html.j2")).render(
         summary=summary,
+        inside=seen.section,
         model=summary.model.get("name", "unnamed model"),
         style=Markup(style),
         style_hash=source_hash(style),

@@ -50,7 +50,7 @@ def print_study(summary: Summary, console: Console) -> None:
 def _attack_table(attack: AttackSummary) -> Table:
     known = " [red]knows the codec[/]" if attack.adaptive else ""
     seeds = len(attack.seeds)
-    table = _new_table(
+    table = new_table(
         title=f"{escape(attack.title)} [dim]({escape(attack.family)}, {attack.prompts['goal']} prompts, "
         f"{seeds} seed{'' if seeds == 1 else 's'})[/]{known}",
         caption="differences in points; * clear (for taken: after correction); in brackets 95 % intervals; new: gained "
@@ -65,7 +65,7 @@ def _attack_table(attack: AttackSummary) -> Table:
 
 
 def _task_table(attack: AttackSummary) -> Table:
-    table = _new_table(
+    table = new_table(
         title=f"{escape(attack.title)} [dim](general tasks)[/]",
         caption="score, and loss against the fine-tune's with its 95 % interval: above zero the arm is worse; a "
         "perplexity's loss is its rise",
@@ -80,7 +80,8 @@ def _task_table(attack: AttackSummary) -> Table:
     return table
 
 
-def _new_table(title: str, caption: str) -> Table:
+def new_table(title: str, caption: str) -> Table:
+    """A table as all of a report's are."""
     found = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
     found.box, found.pad_edge = None, False
     return found
@@ -110,7 +111,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _paper_table(summary: Summary) -> Table:
-    table = _new_table(
+    table = new_table(
         title="Largest reduction at less than 10 % utility loss",
         caption="! the loss is not shown to be below 10 %; points and share of the fine-tune's rate are both given, "
         "since the paper's reading is not known",

@@ -241,6 +241,10 @@ class RunStore:
                 found[str(value.get("arm"))] = str(value.get("sentence"))
         return found
 
+    def has_lens(self) -> bool:
+        """Whether a lens looked into any fine-tune."""
+        return any((self.path / "lens").glob("*.json"))
+
     def has_trace(self, key: str) -> bool:
         """Whether the lens trace of a key is there."""
         return self._trace_path(key).is_file()
@@ -283,12 +287,20 @@ class RunStore:
             RunError: the index is malformed.
             DataError: a trace is missing or malformed.
         """
-        from deltakeeper.lens.trace_file import read_trace
-
         for entry in self.read_lens(attack, seed):
             if entry["sample"] == sample and probe in (None, entry["probe"]):
-                return {arm: read_trace(self._trace_path(key)) for arm, key in entry["traces"].items()}
+                return {arm: self.read_trace(key) for arm, key in entry["traces"].items()}
         return {}
+
+    def lens_page(self, attack: str, seed: int) -> Path:
+        """The page of what the lens saw of a fine-tune, beside the index of its traces."""
+        return self._lens_path(attack, seed).with_suffix(".html")
+
+    def read_trace(self, key: str) -> LensTrace:
+        """A trace by the key that `read_lens` gives; raises DataError where it is missing or malformed."""
+        from deltakeeper.lens.trace_file import read_trace
+
+        return read_trace(self._trace_path(key))
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -62,6 +62,7 @@ def multiples(
     log: bool = False,
     limits: tuple[float, float] | None = None,
     across: int = 3,
+    note: str = "line: median over prompts   band: quartiles",
 ) -> LensFigure:
     """Panels with the same two axes, so that they can be compared by eye.
 
@@ -72,6 +73,7 @@ def multiples(
         log: the dial on a logarithmic axis.
         limits: of the statistic's axis; None for all there is.
         across: how many stand side by side.
+        note: what lines and bands are.
 
     Raises:
         DataError: there is nothing to draw, or units or axes differ.
@@ -114,8 +116,8 @@ def multiples(
         if title:
             up = top + rows * (_TALL + _FOOT) + 0.26
             write(figure, _LEFT, up - 0.2, wrap(title, 8, 9.5, 1), fontsize=9.5, fontweight="bold")
-        note = "line: median over prompts   band: quartiles" + "   grey: controls" * bool(controls)
-        write(figure, _LEFT, 0.1, note, fontsize=6.5, color=SOFT)
+        said = note + "   grey: controls" * bool(controls)
+        write(figure, _LEFT, 0.1, said, fontsize=6.5, color=SOFT)
     return LensFigure(
         figure, f"{title or drawn[0].title} against {drawn[0].axis}: {', '.join(p.title for p in panels)}"
     )

@@ -1,0 +1,117 @@
+"""The `--patch` of `deltakeeper lens`: layers of one variant put into another, told as a table and a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from deltakeeper.commands.output import console
+
+if TYPE_CHECKING:
+    from deltakeeper.artifact import DeltaArtifact
+    from deltakeeper.attach import Change
+    from deltakeeper.lens.restoration import Restoration
+    from deltakeeper.live_base import LiveBase
+    from deltakeeper.prompting import Prompt
+
+SHOWN = 5
+"""Places in the table."""
+
+
+def read_pairs(given: Sequence[str], known: Collection[str], by: str) -> list[tuple[str, str]]:
+    """What `DONOR:RECEIVER` arguments say; raises DataError where a name is unknown."""
+    from deltakeeper.errors import DataError
+    from deltakeeper.lens.restoration import OUTCOMES
+
+    if by not in OUTCOMES:
+        raise DataError(f"'{by}' is no outcome that patching could be judged by; write {' or '.join(OUTCOMES)}.")
+    pairs = []
+    for text in given:
+        donor, _, receiver = text.partition(":")
+        if donor == receiver or not {donor, receiver} <= set(known):
+            names = ", ".join(sorted(known))
+            raise DataError(f"'{text[:80]}' is no DONOR:RECEIVER of two variants; name two of {names}, as base:tuned.")
+        pairs.append((donor, receiver))
+    return pairs
+
+
+def patch_pairs(
+    live: LiveBase,
+    prompts: Sequence[Prompt],
+    whole: Mapping[str, Sequence[Change]],
+    artifacts: Mapping[str, DeltaArtifact],
+    pairs: Sequence[tuple[str, str]],
+    by: str,
+    system: str | None,
+    chat: bool | None,
+    out: Path,
+    *,
+    quiet: bool = False,
+) -> list[Path]:
+    """Patch every pair, print what it gave unless `quiet`, and write it; gives the files."""
+    from deltakeeper.apply import iterate_changes
+    from deltakeeper.checkpoint import open_checkpoint
+    from deltakeeper.lens.restoration import patch_prompts
+    from deltakeeper.whole_files import write_atomically
+
+    written = []
+    for donor, receiver in pairs:
+        changes = dict(whole)
+        with open_checkpoint(live.path) as base:
+            for name in {donor, receiver} & set(artifacts):
+                changes[name] = list(iterate_changes(base, artifacts[name]))
+        found = patch_prompts(
+            live.model,
+            live.tokenizer,
+            prompts,
+            changes,
+            donor=donor,
+            receiver=receiver,
+            outcome=by,  # type: ignore[arg-type]
+            system=system,
+            chat=chat,
+        )
+        path = out / f"patch-{donor}-{receiver}.json"
+        write_atomically(path, json.dumps(found.to_json(), indent=1) + "\n")
+        written += [path, *_draw(found, out / "figures" / f"patch-{donor}-{receiver}.svg")]
+        if not quiet:
+            _print(found)
+    return written
+
+
+def _draw(found: Restoration, path: Path) -> list[Path]:
+    from deltakeeper.errors import LensError
+    from deltakeeper.lens.restoration import draw_restoration
+
+    try:
+        draw_restoration(found).save(path)
+    except LensError as error:
+        typer.echo(f"deltakeeper: {error}", err=True)
+        return []
+    return [path]
+
+
+def _print(found: Restoration) -> None:
+    from rich.table import Table
+
+    from deltakeeper.lens.restoration import OUTCOMES
+
+    sweep = found.layers
+    table = Table("place", "put back", title=f"{sweep.receiver} with layers of {sweep.donor}", title_justify="left")
+    for kind, ranking in found.rankings().items():
+        if kind != "stream":
+            for one in ranking.places[:SHOWN]:
+                share = "n/a" if one.share is None else f"{one.share:.0%}"
+                reach = "" if one.low is None or one.high is None else f" [dim]({one.low:.0%} to {one.high:.0%})[/]"
+                table.add_row(one.place.label if kind == "part" else f"layer {one.place.label}", share + reach)
+    console().print(table)
+    left = f"; {found.left_out} left out, where both choose the same" if found.left_out else ""
+    console().print(
+        f"[dim]put back: share of the way from {sweep.receiver} to {sweep.donor} in the {OUTCOMES[found.outcome]}; "
+        f"{len(sweep.patched)} prompts{left}[/]",
+        highlight=False,
+    )
