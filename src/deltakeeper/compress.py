@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from deltakeeper.artifact import REPORT_NAME, SIDE_FILES
 from deltakeeper.artifact_writer import ArtifactWriter
-from deltakeeper.budget import Forecast, allocate, forecast, target_bytes
+from deltakeeper.budget import Forecast, Weigh, allocate, forecast, target_bytes
 from deltakeeper.calibration import Calibration
 from deltakeeper.card import write_card
 from deltakeeper.checkpoint import Checkpoint, opened
@@ -50,6 +50,7 @@ def compress(
     target_size: str | int | None = None,
     target_ratio: str | float | None = None,
     text: str | Path | None = None,
+    weigh: Weigh | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     on_plan: Callable[[Forecast], None] | None = None,
@@ -70,6 +71,8 @@ def compress(
         target_ratio: the same as a share of the fine-tune's bytes: 16 means a sixteenth.
         text: calibration text, `.txt` or `.jsonl`: codecs that can, and the choice of settings, weigh errors by what
             layers are fed on it. The fine-tune is loaded for that.
+        weigh: with a target, what errors of tensors are multiplied by, by name; and how that is said on the command
+            line.
         overwrite: replace an artifact that is there.
         progress: called before each tensor.
         on_plan: called with the plan that a target led to, before anything is encoded.
@@ -96,6 +99,8 @@ def compress(
             raise _same(origin, target)
         models = pair(origin, target)
         calibration = None
+        if weigh is not None and not budgeted:
+            raise CodecError("layers are spared or starved of a budget's bytes; give a target size or ratio.")
         if text is not None:
             if not budgeted and not any(codec is not None and codec.uses_inputs for codec in rules.codecs):
                 raise CodecError(
@@ -109,7 +114,8 @@ def compress(
             choices = plan_tensors(models, rules)
         else:
             fed = None if calibration is None else calibration.inputs
-            allocation = allocate(models, rules, goal, inputs=fed, progress=progress)
+            weights = None if weigh is None else weigh.weights(models.names())
+            allocation = allocate(models, rules, goal, inputs=fed, weights=weights, progress=progress)
             choices = allocation.choices
             if on_plan:
                 on_plan(forecast(models, rules, allocation))
@@ -132,6 +138,7 @@ def compress(
             report["calibration"] = {"text": str(text), "sha256": hashlib.sha256(Path(text).read_bytes()).hexdigest()}
         writer.write_text(REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
         options = {"target-size": target_size, "target-ratio": target_ratio, "text": text}
+        options |= {} if weigh is None else {weigh.option: weigh.source}
         command = _command(origin, target, rules, options)
         writer.finish(manifest, lambda folder: write_card(folder, command))
     return CompressionReport.load(Path(out))

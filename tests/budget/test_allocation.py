@@ -260,3 +260,18 @@ def test_sizes_are_right_though_errors_were_sampled(tmp_path, monkeypatch, codec
     models = uniform_pair(tmp_path)
     artifact = write(models, codec, 90_000, tmp_path / "delta")
     assert 0.99 * 90_000 <= artifact.nbytes <= 90_000
+
+
+def test_tensors_that_weigh_more_get_more_bytes(tmp_path):
+    models = make(tmp_path, {f"layers.{i}.weight": gaussian(64, 96, seed=i) for i in range(4)})
+    rules = Rules(choose_codec("bitdelta", budgeted=True), "codec", "dense")
+    full = sum(info.nbytes for info in models.tuned.tensors.values())
+    even = allocate(models, rules, full // 4)
+    heavy = allocate(models, rules, full // 4, weights={"layers.2.weight": 1.0, "layers.0.weight": 0.01})
+    bytes_of = [heavy.predicted[f"layers.{i}.weight"].bytes for i in (0, 1, 2)]
+    assert bytes_of[0] < bytes_of[2] and bytes_of[0] < even.predicted["layers.0.weight"].bytes
+    assert heavy.total_bytes <= full // 4
+    one = allocate(models, rules, full // 4, weights=dict.fromkeys(models.names(), 1.0))
+    assert one == even
+    with pytest.raises(CodecError, match=r"'layers.0.weight' cannot be weighed by 0"):
+        allocate(models, rules, full // 4, weights={"layers.0.weight": 0.0})

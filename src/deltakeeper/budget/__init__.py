@@ -3,11 +3,13 @@
 from deltakeeper.budget.allocation import Allocation, TensorPlan, allocate, target_bytes
 from deltakeeper.budget.forecast import Forecast, forecast
 from deltakeeper.budget.sizes import parse_ratio, parse_size
+from deltakeeper.budget.weigh import Weigh
 
 __all__ = [
     "Allocation",
     "Forecast",
     "TensorPlan",
+    "Weigh",
     "allocate",
     "forecast",
     "parse_ratio",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deltakeeper.budget.curves import Curve, Measurer, Point
@@ -92,6 +92,7 @@ def allocate(
     target_bytes: int,
     *,
     inputs: Calibrated | None = None,
+    weights: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Allocation:
     """Choose settings of the rules' codec for each tensor, so that the artifact takes at most `target_bytes`.
@@ -104,15 +105,20 @@ def allocate(
         rules: the codec whose settings are chosen (`Auto()` for the best of several) and what else holds.
         target_bytes: the most that `DeltaArtifact.nbytes` may be.
         inputs: gives what each layer was fed; errors are then those of the layers' outputs.
+        weights: what the error of a tensor is multiplied by, above 0; 1 for those that are not named.
         progress: called before each tensor with (done, in all, name).
 
     Returns:
         An allocation within 1 % under the budget, unless everything fits whole or no steps are small enough.
 
     Raises:
-        CodecError: the smallest artifact is larger than the budget, the codec has nothing to choose, or a delta is not
-            finite.
+        CodecError: the smallest artifact is larger than the budget, the codec has nothing to choose, a weight is not
+            above 0, or a delta is not finite.
     """
+    if odd := [name for name, weight in (weights or {}).items() if not 0 < weight < math.inf]:
+        raise CodecError(
+            f"the error of '{odd[0]}' cannot be weighed by {(weights or {})[odd[0]]}; weights are above 0."
+        )
     measurer = Measurer(pair, rules, target_bytes, inputs)
     names = in_order(pair.names())  # the order in which inputs are gathered
     fine = sum(pair.tuned.tensors[name].numel for name in names if encodable(pair, name)) <= SMALL
@@ -123,6 +129,8 @@ def allocate(
         curves.append(measurer.curve(name, fine))
     if inputs is not None:
         _make_comparable(curves, pair)
+    for curve in curves:
+        curve.scale(1.0 if weights is None else weights.get(curve.name, 1.0))
     return _Search(measurer, curves).run()
 
 

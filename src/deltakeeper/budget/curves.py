@@ -49,7 +49,8 @@ class Curve:
         gain: mean squared input where errors are weighted by inputs, else None.
         zeros: whether some entries of the delta are zero, as far as the sample tells.
         refined: codecs around which fine steps were added.
-        factor: what measured errors are multiplied by, to make those without inputs comparable with the others.
+        factor: what measured errors are multiplied by, to make those without inputs comparable with the others, and
+            to weigh tensors that matter more.
     """
 
     name: str
@@ -61,8 +62,8 @@ class Curve:
     factor: float = 1.0
 
     def scale(self, factor: float) -> None:
-        """Set the factor once all first candidates are there."""
-        self.factor = factor
+        """Multiply all errors, of candidates that are added later too."""
+        self.factor *= factor
         self.energy *= factor
         self.points = [replace(point, error=point.error * factor) for point in self.points]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltakeeper.commands.output import bar, console, in_bytes, print_json, times
+
+if TYPE_CHECKING:
+    from deltakeeper.lens.layer_weights import LayerWeights
 
 
 def compress(
@@ -30,6 +33,13 @@ def compress(
     text: Annotated[
         Path | None, typer.Option(help="Calibration text (.txt or .jsonl), for codecs and budgets that weigh errors.")
     ] = None,
+    spare_layers: Annotated[
+        Path | None,
+        typer.Option(help="A ranking from `lens --patch`: with a target, layers that put back most get more bytes."),
+    ] = None,
+    starve_layers: Annotated[
+        Path | None, typer.Option(help="The same, but they get fewer: for layers that carry what is not wanted.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its sizes, and write nothing.")
     ] = False,
@@ -44,6 +54,7 @@ def compress(
     from deltakeeper.commands.plan_table import print_forecast, show_plan
     from deltakeeper.compress import compress as run
 
+    weigh = _read_weights(spare_layers, starve_layers)
     if dry_run:
         show_plan(
             base,
@@ -54,6 +65,7 @@ def compress(
             target_size=target_size,
             target_ratio=target_ratio,
             text=text,
+            weigh=weigh,
             as_json=as_json,
         )
         return
@@ -70,6 +82,7 @@ def compress(
             target_size=target_size,
             target_ratio=target_ratio,
             text=text,
+            weigh=weigh,
             overwrite=overwrite,
             on_plan=None if as_json else print_forecast,
             progress=progress,
@@ -94,3 +107,14 @@ def compress(
             "That error is larger than the delta itself: entries were dropped at random and the others scaled up, "
             "which keeps the mean and adds noise. Measure what is left of the skill."
         )
+
+
+def _read_weights(spare: Path | None, starve: Path | None) -> LayerWeights | None:
+    from deltakeeper.errors import DataError
+    from deltakeeper.lens.layer_weights import read_layer_weights
+
+    if spare is not None and starve is not None:
+        raise DataError("layers are spared or starved, not both; give one ranking.")
+    if spare is not None:
+        return read_layer_weights(spare, "spare")
+    return None if starve is None else read_layer_weights(starve, "starve")

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from deltakeeper.budget.forecast import Forecast, GroupForecast
+from deltakeeper.budget.weigh import Weigh
 from deltakeeper.commands.output import bar, console, in_bytes, print_json, times
 
 SHOWN = 3
@@ -25,6 +26,7 @@ def show_plan(
     target_size: str | None = None,
     target_ratio: str | None = None,
     text: str | Path | None = None,
+    weigh: Weigh | None = None,
     as_json: bool = False,
 ) -> None:
     """Print what `compress` would make of a pair, and write nothing.
@@ -52,7 +54,8 @@ def show_plan(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltakeeper-")))
             fed = None if text is None else Calibration(tuned_folder(target, origin, scratch), text).inputs
             with bar("Measure", quiet=as_json) as progress:
-                allocation = allocate(models, rules, budget, inputs=fed, progress=progress)
+                weights = None if weigh is None else weigh.weights(models.names())
+                allocation = allocate(models, rules, budget, inputs=fed, weights=weights, progress=progress)
         print_forecast(forecast(models, rules, allocation), as_json=as_json)
 
 

@@ -1,0 +1,74 @@
+"""What a ranking of layers says to a byte budget: layers that put an outcome back are spared, or starved."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deltakeeper.errors import DataError
+from deltakeeper.lens.ranking import LayerRanking
+
+LEAST = 0.05
+"""Weight of what matters least: nothing is given up altogether on the word of a few prompts."""
+MOST_BYTES = 16 << 20
+_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
+Use = Literal["spare", "starve"]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Errors of tensors weighed by what their layers put back; says so on the command line as `option` `source`.
+
+    Attributes:
+        ranking: of deltas by layer.
+        use: `spare` gives bytes to layers that put back most, `starve` takes them away.
+        source: the file that the ranking was read from.
+    """
+
+    ranking: LayerRanking
+    use: Use
+    source: str
+
+    @property
+    def option(self) -> str:
+        """Name of the option of `deltakeeper compress`."""
+        return f"{self.use}-layers"
+
+    def weights(self, names: Iterable[str]) -> dict[str, float]:
+        """What the error of each tensor is multiplied by, from `LEAST` to 1.
+
+        The share of a layer is divided by the largest of all; what is in no layer goes by the share of `outside`. The
+        number of a layer is the first in a tensor's name, as in `model.layers.3.mlp.up_proj.weight`.
+        """
+        shares = {place.place.layers[:1]: max(0.0, place.share or 0.0) for place in self.ranking.places}
+        most = max(shares.values(), default=0.0)
+        found = {}
+        for name in names:
+            number = _NUMBER.search(name)
+            share = shares.get((int(number[1]),) if number else (), 0.0) / most if most else 0.0
+            found[name] = max(LEAST, share if self.use == "spare" else 1 - share)
+        return found
+
+
+def read_layer_weights(path: Path, use: Use) -> LayerWeights:
+    """Read the ranking of layers from what `deltakeeper lens --patch` wrote, or a ranking alone.
+
+    Raises:
+        DataError: there is no such file, or it holds no ranking of deltas by layer.
+    """
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise DataError(f"there is no ranking of layers in {path}; give the patch-….json that `lens --patch` wrote.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON in UTF-8; run `lens --patch` again.") from error
+    if isinstance(value, dict) and isinstance(value.get("rankings"), dict):
+        value = value["rankings"].get("layer")
+    ranking = LayerRanking.from_json(value)
+    if any(place.place.patched not in ("layer", "outside") or len(place.place.layers) > 1 for place in ranking.places):
+        raise DataError(f"{path} does not rank the deltas of single layers, which is what weighs them.")
+    return LayerWeights(ranking, use, str(path))
