@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import compressing, kernels, security, serving, study
+from . import compressing, kernels, lens, security, serving, study
 from .tables import origin
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
@@ -46,6 +46,8 @@ SECTIONS = {
     "triton": Section("Products on a GPU", kernels.triton),
     "serving": Section("Serving", serving.tables, serving.figure),
     "defences": Section("Published defences", security.defences),
+    "lens-speed": Section("Twelve variants under the lens", lens.speed),
+    "lens-patching": Section("Layers exchanged", lens.patching),
 }
 
 
@@ -67,6 +69,10 @@ def results_pages(results: Path = RESULTS) -> dict[str, str]:
             summary = json.loads(file.read_text(encoding="utf-8"))
             parts.append(f"## {title}\n\n{study.section(summary, name, _machines(results, name))}")
             pages |= study.figures(summary, name)
+    file = results / "lens-inside.json"
+    if file.is_file():
+        inside = json.loads(file.read_text(encoding="utf-8"))
+        parts.append(f"## Inside the models\n\n{lens.section(inside)}")
     return {"results.md": "\n".join(parts), **pages}
 
 
