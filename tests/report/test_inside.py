@@ -153,7 +153,7 @@ def test_pages_show_it_under_their_policy(tmp_path, summary, inside, which):
     assert not [a for a in page.attributes if a[1] == "style" or a[1].startswith("on")]
     assert HOSTILE not in text and "unsafe" not in page.csp
     assert all(f"#{one}" in text for one in re.findall(r'href="#([^"]+)"', text))
-    assert text.count('<svg class="lens"') == 3 and "not a mechanism" in text
+    assert text.count('<svg class="lens"') == 4 and "not a mechanism" in text
 
 
 def test_a_run_without_a_lens_shows_nothing(tmp_path, summary):

@@ -240,3 +240,18 @@ def test_a_single_fine_tune_is_that_of_a_study(verbs, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     assert "no model" in str(verbs(*words[:5], tmp_path / "other").exception)
+
+
+def test_the_lens_is_counted_for_the_fine_tunes_that_it_looks_into():
+    plain, looked = (forecast(study(seeds=[0, 1], **more)) for more in ({}, {"lens": {"prompts": 5}}))
+    assert [line.look_seconds for line in plain.lines] == [0, 0]
+    first, second = looked.lines
+    assert first.look_seconds > 0 == second.look_seconds and first.answer_seconds == plain.lines[0].answer_seconds
+    both = forecast(study(seeds=[0, 1], lens={"prompts": 10, "seeds": [0, 1]}))
+    assert both.lines[1].look_seconds == pytest.approx(2 * first.look_seconds, rel=0.3)
+    fewer = forecast(study(seeds=[0], lens={"prompts": 5, "arms": ["bitdelta"]}))
+    assert fewer.lines[0].look_seconds == pytest.approx(first.look_seconds * 3 / 4)
+    screen = Console(record=True, width=100)
+    with screen.capture() as shown:
+        print_forecast(looked, screen)
+    assert "look" in shown.get()

@@ -16,10 +16,11 @@ NARROWEST = 20
 
 def print_forecast(estimate: Forecast, console: Console) -> None:
     """A row an attack of a group with its seeds summed up, the sums of all, and what is missing before it can run."""
-    width = max(NARROWEST, console.width - NUMBERS)
+    width = max(NARROWEST, console.width - NUMBERS - 8 * any(line.look_seconds for line in estimate.lines))
     table = Table(box=None, pad_edge=False)
     table.add_column("what is trained", no_wrap=True)
-    for name in ("seeds", "cells", "train", "make", "ask", "disk"):
+    looks = any(line.look_seconds for line in estimate.lines)
+    for name in ("seeds", "cells", "train", "make", "ask", *(["look"] if looks else []), "disk"):
         # The number stands in the last line of a folded name, where the next row does not look like a part of it.
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     attacks: dict[str, list[Line]] = {}
@@ -33,6 +34,7 @@ def print_forecast(estimate: Forecast, console: Console) -> None:
             in_time(sum(line.train_seconds for line in lines)),
             in_time(sum(line.make_seconds for line in lines)),
             in_time(sum(line.answer_seconds for line in lines)),
+            *([in_time(sum(line.look_seconds for line in lines))] if looks else []),
             in_units(sum(line.model_bytes + line.delta_bytes for line in lines)),
         )
     console.print(table, markup=False)

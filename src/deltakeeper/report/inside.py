@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from deltakeeper.errors import LensError
+from deltakeeper.lens.figures.spelling import show
 from deltakeeper.report import figures, wording
 from deltakeeper.report.assets import asset, excerpt
 from deltakeeper.report.lens_pages import SampleKey, write_pages
@@ -65,13 +66,25 @@ def write_inside(store: RunStore, cells: Iterable[Cell], summary: Summary) -> In
     groups = [group for group in group_cells(comparable(known)[0]) if group.attack in seen]
     links = write_pages(store, groups)
     drawn: dict[str, list[Markup]] = {}
-    missing = ""
-    for group in groups:
-        try:
+    overall, missing = Markup(""), ""
+    try:
+        overall = _overall(store, found)
+        for group in groups:
             drawn[group.attack] = _figures(store, group, seen[group.attack], summary.primary)
-        except LensError as error:
-            missing = str(error)
-    return Inside(_section(found, groups, links, drawn, missing), links, found)
+    except LensError as error:  # without matplotlib there are numbers all the same
+        missing = str(error)
+    return Inside(_section(found, groups, links, drawn, overall, missing), links, found)
+
+
+def _overall(store: RunStore, found: LensSummary) -> Markup:
+    """What is kept against size, one panel an attack."""
+    from deltakeeper.report.lens_figures import kept_by_size
+
+    figure = kept_by_size(found.attacks)
+    if figure is None:
+        return Markup("")
+    figure.save(store.path / "lens" / "figures" / "kept-by-size.svg")
+    return Markup(figure.inline("lens-kept-by-size"))
 
 
 def _figures(store: RunStore, group: Group, attack: AttackLens, primary: str) -> list[Markup]:
@@ -107,6 +120,7 @@ def _section(
     groups: Sequence[Group],
     links: Mapping[SampleKey, str],
     drawn: Mapping[str, Sequence[Markup]],
+    overall: Markup,
     missing: str,
 ) -> Markup:
     from deltakeeper.report.lens_figures import kept_against_attack
@@ -119,6 +133,7 @@ def _section(
         "percent_range": wording.percent_range,
         "size": wording.size,
         "number": wording.number,
+        "token": show,
         "layer": spell_layer,
         "correlation": spell_correlation,
         "against": lambda attack: Markup(kept_against_attack(attack, f"kept-{_word(attack.attack)}")),
@@ -129,7 +144,7 @@ def _section(
     }
     return Markup(
         environment.from_string(asset("inside.html.j2")).render(
-            lens=found, opened=opened, drawn=drawn, missing=missing, most_listed=8
+            lens=found, opened=opened, drawn=drawn, overall=overall, missing=missing, most_listed=8
         )
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -25,9 +26,9 @@ def map_of(traces: Mapping[str, LensTrace], arms: Sequence[LensArm]) -> LensFigu
     """Layer × position with the likeliest tokens, some arms of one sample side by side, the base first."""
     found = [traces[arm.variant] for arm in arms]
     grids = figures.side_by_side(found, "top1")
-    named = [replace(grid, title=arm.label) for grid, arm in zip(grids, arms, strict=True)]
-    right = [figures.final_right(trace) if "produced" in trace.targets else None for trace in found]
-    return figures.heat_map(named, right=right, reference=arms[0].label)
+    unit = "probability of the likeliest token"
+    named = [replace(grid, title=arm.label, unit=unit) for grid, arm in zip(grids, arms, strict=True)]
+    return figures.heat_map(named, reference=arms[0].label)
 
 
 def lines_of(
@@ -57,7 +58,7 @@ def kept_by_size(attacks: Sequence[AttackLens]) -> LensFigure | None:
             panels.append(figures.Panel(attack.title, {name: _by_size(own, whole) for name, own in series.items()}))
     if not panels:
         return None
-    title = "What the upper third of the layers keeps of the fine-tuning's shift"
+    title = "Kept in the upper third of the layers"
     note = "points: ratio of sums   band: 95 % over seeds and prompts"
     return figures.multiples(panels, title=title, y_name="kept", log=True, note=note)
 
@@ -65,7 +66,7 @@ def kept_by_size(attacks: Sequence[AttackLens]) -> LensFigure | None:
 def kept_against_attack(attack: AttackLens, identity: str) -> str:
     """What arms keep of the shift in the stream against what they keep of the attack, as SVG; empty for nothing."""
     marks = [
-        Mark(_short(arm), arm.kind, _span(arm.kept[2], 1.5), _span(arm.attack, 1.0))
+        Mark(_short(arm), arm.kind, _span(arm.kept[2]), _span(arm.attack))
         for arm in sorted(attack.arms, key=lambda arm: arm.kind in ("codec", "healed"))
         if arm.kept[2].value is not None
     ]
@@ -88,13 +89,14 @@ def shown_arms(attack: AttackLens, primary: str, most: int = MOST_LINES) -> list
 
 
 def _short(arm: LensArm) -> str:
-    return {"base": "base", "tuned": "fine-tune"}.get(arm.kind) or arm.label.removeprefix("Control: ").split(" (")[0]
+    known = {"base": "base", "tuned": "fine-tune"}.get(arm.kind)
+    return known or re.sub(r"\s*\([^()]*\)", "", arm.label).removeprefix("Control: ") or arm.variant
 
 
-def _span(number: Number, most: float) -> Span:
+def _span(number: Number) -> Span:
     value = number.value or 0.0
-    ends = [min(most, max(0.0, share)) for share in (value, number.low or 0.0, number.high or value)]
-    return Span(*ends)
+    ends = (value, *(value if end is None else end for end in (number.low, number.high)))
+    return Span(*(min(1.0, max(0.0, end)) for end in ends))
 
 
 def _by_size(arms: Sequence[LensArm], whole: int) -> Bands:

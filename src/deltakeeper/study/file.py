@@ -135,6 +135,12 @@ class Lens(_Strict):
     )
     top: Annotated[int, Field(ge=1, le=100)] = 5
 
+    def looks_into(self, name: str, seed: int, first: int) -> bool:
+        """Whether a fine-tune is looked into, `first` being the first seed that it is trained with."""
+        if self.attacks is not None and name not in self.attacks:
+            return False
+        return seed == first if self.seeds is None else seed in self.seeds
+
 
 class StudyFile(_Strict):
     """A whole study.

@@ -35,6 +35,9 @@ LEAST_TRAINING = 3.0
 LEAST_CELL = 0.4
 """Seconds of a fine-tune and of a cell that do not scale with weights: means over a run of studies/synthetic.yaml on
 two busy cores (AMD EPYC, 26 November 2026), which took 91 s for 12 fine-tunes and 102 cells."""
+LOOKING = 6.0
+"""How many times longer the lens takes of a prompt than reading it does: `lens` stages of studies/lens.yaml beside what
+its cells took, 26 November 2026."""
 WIDTH = 4096
 """Side of the square matrices that a model is taken to be made of, where its headers are not at hand."""
 
@@ -123,6 +126,7 @@ class Line:
     train_seconds: float
     make_seconds: float
     answer_seconds: float
+    look_seconds: float
     model_bytes: int
     delta_bytes: int
     missing: str = ""
@@ -130,7 +134,7 @@ class Line:
     @property
     def seconds(self) -> float:
         """Seconds of the whole fine-tune on one worker."""
-        return self.train_seconds + self.make_seconds + self.answer_seconds
+        return self.train_seconds + self.make_seconds + self.answer_seconds + self.look_seconds
 
 
 @dataclass(frozen=True)
@@ -308,10 +312,21 @@ def _line(
         train_seconds=max(LEAST_TRAINING * trains, longer * 6 * parameters * train_tokens / rates.training),
         make_seconds=make,
         answer_seconds=answer,
+        look_seconds=_looking(track, plan, parameters, probes, rates),
         model_bytes=round(parameters * itemsize),
         delta_bytes=sum(delta_bytes(v, parameters, shape, itemsize) for v in variants if v.kind != "merged"),
         missing=missing[0] if missing else "",
     )
+
+
+def _looking(track: Track, plan: StudyPlan, parameters: int, probes: Sequence[Probe], rates: Rates) -> float:
+    lens, tuned = plan.lens, track.finetune
+    first = next(one.finetune.seed for one in plan.tracks if one.finetune.name == tuned.name)
+    if lens is None or not lens.looks_into(tuned.name, tuned.seed, first):
+        return 0.0
+    arms = sum(v.kind in ("base", "tuned") or lens.arms is None or v.name in lens.arms for v in track.variants)
+    texts = [row.prompt for probe in probes if probe.role == "goal" for row in probe.rows][: lens.prompts]
+    return LOOKING * arms * 2 * parameters * prompt_tokens(texts) / rates.answering
 
 
 def _probes(track: Track, plan: StudyPlan) -> tuple[Probe, ...]:

@@ -144,7 +144,8 @@ class Looks:
 def plan_looks(study: Study, track: Track) -> Looks | None:
     """What is to be looked into of a fine-tune; None where the study does not ask, or base or fine-tune failed."""
     lens, finetune = study.plan.lens, track.finetune
-    if lens is None or not _wanted(study, track, lens):
+    first = next(t.finetune.seed for t in study.plan.tracks if t.finetune.name == finetune.name)
+    if lens is None or not lens.looks_into(finetune.name, finetune.seed, first):
         return None
     files = {variant.name: study.store.cell_file(study.keys.cell(finetune, variant)) for variant in track.variants}
     variants = tuple(
@@ -198,15 +199,6 @@ def choose_samples(flips: Mapping[str, Sequence[Sample]], samples: Sequence[Samp
     """Flipped ones, taken from each arm in turn, then the others in their order: no arm's flips crowd out another's."""
     turns = [sample for turn in zip_longest(*flips.values()) for sample in turn if sample is not None]
     return list(dict.fromkeys([*turns, *samples]))[:count]
-
-
-def _wanted(study: Study, track: Track, lens: Lens) -> bool:
-    finetune = track.finetune
-    if lens.attacks is not None and finetune.name not in lens.attacks:
-        return False
-    if lens.seeds is not None:
-        return finetune.seed in lens.seeds
-    return finetune.seed == next(t.finetune.seed for t in study.plan.tracks if t.finetune.name == finetune.name)
 
 
 def _verdicts(file: CellFile) -> dict[Sample, dict[str, Any]]:

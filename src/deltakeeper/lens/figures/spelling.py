@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-SPACE, NEWLINE, TAB, EMPTY, CUT = "·", "⏎", "⇥", "∅", "…"
+SPACE, FIXED, NEWLINE, TAB, EMPTY, CUT = "·", "⍽", "⏎", "⇥", "∅", "…"
 # C0 and C1 controls but tab and newline, soft hyphens, direction and zero-width marks, halves of pairs, what XML
 # forbids, tags.
 _UNSEEN = re.compile(
@@ -15,13 +15,14 @@ _UNSEEN = re.compile(
 
 
 def show(token: str, room: int | None = None) -> str:
-    """A token fit to be drawn: `·` for spaces, `⏎` for newlines, `�` for what cannot be seen.
+    """A token fit to be drawn: `·` for spaces, `⍽` for fixed ones, `⏎` for newlines, `�` for what cannot be seen.
 
     Args:
         token: what a model or a stranger chose.
         room: width in letters, of which East Asian ones take two; None for all of it.
     """
     seen = token.replace("\r\n", NEWLINE).replace(" ", SPACE).replace("\n", NEWLINE).replace("\t", TAB)
+    seen = seen.replace("\xa0", FIXED)
     seen = clean(seen) or EMPTY
     return seen if room is None else cut(seen, room)
 
