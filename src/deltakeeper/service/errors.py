@@ -32,6 +32,10 @@ class ServiceError(DeltakeeperError):
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
 
+class BadRequest(ServiceError):
+    """A parameter that is missing, malformed or out of range."""
+
+
 class Unauthorized(ServiceError):
     """No key, or none that is known."""
 

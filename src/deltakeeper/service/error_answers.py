@@ -1,0 +1,108 @@
+"""Every error as OpenAI's JSON: those of the service, of its routes, of input, and what nobody foresaw."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from deltakeeper.engine.request import QueueFullError
+from deltakeeper.errors import DataError, EngineError
+from deltakeeper.service.errors import BadRequest, ServiceError, Unavailable
+
+_log = logging.getLogger("deltakeeper.service")
+
+_KINDS = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    409: "ConflictError",
+    413: "RequestTooLargeError",
+    415: "UnsupportedMediaTypeError",
+    422: "UnprocessableEntityError",
+    429: "RateLimitError",
+    431: "RequestTooLargeError",
+    503: "ServiceUnavailableError",
+}
+UNFORESEEN = "The service failed in a way that it does not know; the request id in its log says how."
+
+
+def add_error_answers(app: FastAPI) -> None:
+    """Let an application answer errors in OpenAI's shape."""
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(EngineError, _answer_engine_error)
+    app.add_exception_handler(DataError, _answer_data_error)
+    app.add_exception_handler(RequestValidationError, _answer_bad_input)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(Exception, _answer_unforeseen)
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """The answer to an error of the service; `Retry-After` is in whole seconds, at least one."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.to_json(), error.status, headers)
+
+
+def status_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer to an error that only has a status."""
+    kind = _KINDS.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status, headers)
+
+
+def service_error_of(error: EngineError, retry_seconds: float = 1.0) -> ServiceError:
+    """What an error of the engine means to whoever asked."""
+    if isinstance(error, QueueFullError):
+        return Unavailable(f"The engine is full: {error}", code="queue_full", retry_after=retry_seconds)
+    return BadRequest(str(error))
+
+
+def describe_input_error(entry: Any) -> tuple[str, str | None]:
+    """A sentence about one entry of pydantic's list of errors, and the parameter at fault."""
+    where = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
+    if entry["type"] == "json_invalid":
+        return "The body is not JSON; send a JSON object.", None
+    name = ".".join(where)
+    message = str(entry["msg"]).removeprefix("Value error, ").rstrip(".")
+    if not name:
+        return f"The body is refused: {message[:1].lower()}{message[1:]}.", None
+    return f"{name[:200]} is refused: {message[:1].lower()}{message[1:]}.", name[:200]
+
+
+async def _answer_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return error_response(error)
+
+
+async def _answer_engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)
+    return error_response(service_error_of(error))
+
+
+async def _answer_data_error(request: Request, error: Exception) -> Response:
+    return error_response(BadRequest(str(error)))
+
+
+async def _answer_bad_input(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    message, param = describe_input_error(error.errors()[0])
+    return error_response(BadRequest(message, param=param))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return status_response(error.status_code, str(error.detail), dict(error.headers or {}))
+
+
+async def _answer_unforeseen(request: Request, error: Exception) -> Response:
+    _log.error("request %s failed", getattr(request.state, "request_id", "without id"), exc_info=error)
+    return status_response(500, UNFORESEEN)
