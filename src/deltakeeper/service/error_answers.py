@@ -1,8 +1,7 @@
-"""Every error as OpenAI's JSON: those of the service, of its routes, of input, and what nobody foresaw."""
+"""Errors as OpenAI's JSON: those of the service, of the engine, of routes and of input."""
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -15,8 +14,6 @@ from starlette.responses import Response
 from deltakeeper.engine.request import QueueFullError
 from deltakeeper.errors import DataError, EngineError
 from deltakeeper.service.errors import BadRequest, ServiceError, Unavailable
-
-_log = logging.getLogger("deltakeeper.service")
 
 _KINDS = {
     400: "BadRequestError",
@@ -32,17 +29,15 @@ _KINDS = {
     431: "RequestTooLargeError",
     503: "ServiceUnavailableError",
 }
-UNFORESEEN = "The service failed in a way that it does not know; the request id in its log says how."
 
 
 def add_error_answers(app: FastAPI) -> None:
-    """Let an application answer errors in OpenAI's shape."""
+    """Let an application answer errors in OpenAI's shape; what nobody foresaw is the `Doorway`'s."""
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(EngineError, _answer_engine_error)
     app.add_exception_handler(DataError, _answer_data_error)
     app.add_exception_handler(RequestValidationError, _answer_bad_input)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_exception_handler(Exception, _answer_unforeseen)
 
 
 def error_response(error: ServiceError) -> JSONResponse:
@@ -72,6 +67,8 @@ def describe_input_error(entry: Any) -> tuple[str, str | None]:
     if entry["type"] == "json_invalid":
         return "The body is not JSON; send a JSON object.", None
     name = ".".join(where)
+    if entry["type"] == "missing" and name:
+        return f"{name[:200]} is missing; give it.", name[:200]
     message = str(entry["msg"]).removeprefix("Value error, ").rstrip(".")
     if not name:
         return f"The body is refused: {message[:1].lower()}{message[1:]}.", None
@@ -101,8 +98,3 @@ async def _answer_bad_input(request: Request, error: Exception) -> Response:
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return status_response(error.status_code, str(error.detail), dict(error.headers or {}))
-
-
-async def _answer_unforeseen(request: Request, error: Exception) -> Response:
-    _log.error("request %s failed", getattr(request.state, "request_id", "without id"), exc_info=error)
-    return status_response(500, UNFORESEEN)

@@ -20,7 +20,6 @@ class ServiceSettings:
         max_stop_characters: of one stop string.
         default_new_tokens: length of an answer to a chat that does not say; the context may end it before.
         load_seconds: how long a request waits for its cold tenant before it is told to come back.
-        slow_reader_tokens: tokens made but not read by a client, after which its request is cancelled.
         keep_alive_seconds: silence in a stream after which a comment is sent, so that proxies keep it open.
         drain_seconds: how long running answers may go on once the service is to stop.
         retry_seconds: what `Retry-After` says where nothing better is known.
@@ -37,7 +36,6 @@ class ServiceSettings:
     max_stop_characters: int = 1024
     default_new_tokens: int = 1024
     load_seconds: float = 60.0
-    slow_reader_tokens: int = 4096
     keep_alive_seconds: float = 30.0
     drain_seconds: float = 30.0
     retry_seconds: float = 1.0
