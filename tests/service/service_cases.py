@@ -118,7 +118,7 @@ def served(services, more=()):
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield Live(server, "http://{}:{}".format(*server.address))
+        yield Live(server, services, "http://{}:{}".format(*server.address))
     finally:
         server.should_exit = True
         thread.join(30)
@@ -130,6 +130,7 @@ class Live:
     """A server that runs."""
 
     server: Server
+    services: Services
     url: str
 
     def client(self, key=None, **settings):

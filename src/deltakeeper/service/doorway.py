@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltakeeper.service.access import Gate
@@ -61,8 +62,6 @@ class Doorway:
                 await answer(scope, receive, visit.send)
             else:
                 await self._app(scope, _Body(receive, self._settings.max_body_bytes), visit.send)
-        except _BodyTooLargeError:
-            await self._too_large()(scope, receive, visit.send)
         except Exception:
             _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
             if not visit.status:
@@ -91,30 +90,21 @@ class Doorway:
                 return error_response(error)
         length = _header(scope, b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self._settings.max_body_bytes):
-            return self._too_large()
+            return status_response(413, _too_large(self._settings.max_body_bytes))
         return None
-
-    def _too_large(self) -> ASGIApp:
-        return status_response(
-            413, f"The body is larger than {self._settings.max_body_bytes} bytes; send less at a time."
-        )
-
-
-class _BodyTooLargeError(Exception):
-    """More bytes came than a body may have."""
 
 
 class _Body:
     """A request's body as it comes, up to a limit: a body sent in chunks does not say its length beforehand."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._left = receive, limit
+        self._receive, self._limit, self._left = receive, limit, limit
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            raise _BodyTooLargeError
+            raise HTTPException(413, _too_large(self._limit))  # the framework lets only these through
         return message
 
 
@@ -144,6 +134,10 @@ class _Visit:
             time.perf_counter() - self._began,
             None if principal is None else principal.key_id,
         )
+
+
+def _too_large(limit: int) -> str:
+    return f"The body is larger than {limit} bytes; send less at a time."
 
 
 def _request_id(scope: Scope) -> str:

@@ -1,7 +1,7 @@
 """uvicorn around the application, and an orderly end.
 
-The first signal turns `/ready` off and refuses new requests while running answers finish, up to a deadline; what is left
-then ends with an error, connections are closed, and the process exits with status 0. A second signal does not wait.
+The first signal turns `/ready` off and refuses new requests while running answers finish, up to a deadline; what is
+left then ends with an error, connections are closed, and the process exits with status 0. A second signal does not wait.
 """
 
 from __future__ import annotations
