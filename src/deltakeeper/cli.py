@@ -27,6 +27,7 @@ from deltakeeper.commands.hub import pull, push
 from deltakeeper.commands.import_delta import import_delta
 from deltakeeper.commands.inspect import inspect
 from deltakeeper.commands.kernels import kernels
+from deltakeeper.commands.keys import keys
 from deltakeeper.commands.lens import lens
 from deltakeeper.commands.recipes import recipes
 from deltakeeper.commands.report import report
@@ -69,6 +70,7 @@ for verb in (*_COMPRESS, *_SERVE, *_STUDY):
     app.command()(verb)
 app.add_typer(attest)
 app.add_typer(bench)
+app.add_typer(keys)
 app.command("import")(import_delta)  # a word that Python keeps for itself
 
 

@@ -24,8 +24,8 @@ class Clock:
         return self.at
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request, tmp_path):
+@pytest.fixture(name="place", params=["sqlite", "postgresql"])
+def state_place(request, tmp_path):
     """Where to keep a state: a new file, or a new schema."""
     if request.param == "sqlite":
         yield str(tmp_path / "state.db")
@@ -42,8 +42,8 @@ def place(request, tmp_path):
     engine.dispose()
 
 
-@pytest.fixture
-def state(place):
+@pytest.fixture(name="state")
+def open_place(place):
     """An open state."""
     opened = open_state(place)
     yield opened

@@ -6,7 +6,7 @@ import hashlib
 import logging
 
 import pytest
-from tenancy_cases import place, state  # noqa: F401
+from tenancy_cases import open_place, state_place  # noqa: F401
 
 from deltakeeper.service.errors import BadRequest, NotFound
 from deltakeeper.service.tenancy.database import open_state

@@ -14,7 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
-from tenancy_cases import place, state  # noqa: F401
+from tenancy_cases import open_place, state_place  # noqa: F401
 
 from deltakeeper.errors import TenantError
 from deltakeeper.service.errors import NotFound
@@ -136,7 +136,7 @@ def test_what_is_no_state_is_refused_and_left_as_it_is(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not a database, but somebody's notes, long enough to be read as a header of one" * 9)
     before = path.read_bytes()
-    with pytest.raises(StateError, match="notes.txt cannot be used"):
+    with pytest.raises(StateError, match=r"notes\.txt cannot be used"):
         open_state(path)
     assert path.read_bytes() == before
     with pytest.raises(StateError, match="cannot be opened"):
