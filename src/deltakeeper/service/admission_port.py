@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Verdict = Literal["admitted", "quarantined", "refused"]
 
@@ -31,7 +32,33 @@ class Decision:
 
 
 class Admission(Protocol):
-    """Lets deltas in by policy. Files are checked before anything is loaded; the canary runs on what was loaded."""
+    """Lets deltas in by policy. Files are checked before anything is loaded; the canary runs on what was loaded.
+
+    Nothing has to be asked before a request: a delta that is not let in is not loaded, and one whose canary has not
+    passed is not given to the engine. Requests wait for that as they wait for a load, and end with the reasons.
+    """
 
     def decide(self, name: str, folder: Path) -> Decision:
-        """What policy says of an artifact, before it is loaded; never raises for a bad artifact, but refuses it."""
+        """What policy says of an artifact's files, before it is loaded; never raises for a bad one, but refuses it.
+
+        It reads files, all of them where an attestation has to hold: call it on a thread that may wait.
+        """
+
+    def settle(self, name: str, seconds: float) -> Decision:
+        """Load a tenant that the store knows, see it through its canary, and give the decision; it waits for that.
+
+        Raises:
+            Unavailable: nothing was decided within `seconds`, or the canary could not be run.
+        """
+
+    def known(self, name: str) -> Decision | None:
+        """The latest decision on a tenant since the service started; None if there is none yet. Quick."""
+
+    def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
+        """Logged decisions, latest first, as JSON objects with `number` and `at`.
+
+        Args:
+            name: only those on this tenant.
+            limit: how many at most.
+            before: only those with a smaller number.
+        """
