@@ -31,6 +31,7 @@ from deltakeeper.commands.keys import keys
 from deltakeeper.commands.lens import lens
 from deltakeeper.commands.recipes import recipes
 from deltakeeper.commands.report import report
+from deltakeeper.commands.serve import serve
 from deltakeeper.commands.study import study
 from deltakeeper.commands.verify import verify
 from deltakeeper.errors import DeltakeeperError
@@ -64,7 +65,7 @@ def _root(
 
 
 _COMPRESS = (compress, inspect, verify, apply, heal, defend, codecs, push, pull, export_lora)
-_SERVE = (generate, kernels)
+_SERVE = (generate, serve, kernels)
 _STUDY = (demo, recipes, finetune, study, report, advise, evaluate, calibrate, lens)
 for verb in (*_COMPRESS, *_SERVE, *_STUDY):
     app.command()(verb)

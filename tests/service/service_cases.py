@@ -110,15 +110,15 @@ def opened_services(folder, *, gate=None, engine=None, settings=None, budget=1 <
 
 
 @contextmanager
-def served(services, more=()):
-    """The address of a live server."""
-    server = Server(build_app(services, more), services, "127.0.0.1", 0)
+def served(services, more=(), app=None):
+    """A live server of a service, or of an application that was made of it already."""
+    server = Server(app or build_app(services, more), services, "127.0.0.1", 0)
     server.capture_signals = nullcontext  # signals belong to the main thread
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield Live(server, services, "http://{}:{}".format(*server.address))
+        yield Live(server, services, server.address)
     finally:
         server.should_exit = True
         thread.join(30)

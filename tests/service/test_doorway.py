@@ -62,7 +62,7 @@ def test_every_route_says_who_may_call_it_and_asks_for_a_key_unless_it_is_public
             assert kind is not None
             assert (kind == "public") == (route.path in PUBLIC)
             for method in route.methods:
-                answer = client.request(method, route.path.replace("{model}", "base"), json={})
+                answer = client.request(method, route.path.replace("{model:path}", "base"), json={})
                 assert (answer.status_code == 401) == (kind != "public"), (method, route.path)
 
 
@@ -195,7 +195,7 @@ def test_secrets_are_not_logged(live, caplog):
 
 
 def test_what_is_not_http_is_answered_and_harms_nobody(live):
-    host, port = live.server.address
+    host, port = live.server.servers[0].sockets[0].getsockname()
     for raw in (b"\x16\x03\x01\x02\x00", b"GET /health\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
         with socket.create_connection((host, port), timeout=5) as peer:
             peer.sendall(raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -176,6 +177,19 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error(service_folder):
         go.set()
         last = [line for line in answer.iter_lines() if line][-1]
         assert json.loads(last[6:])["error"]["code"] == "stopped"
+
+
+def test_a_second_signal_does_not_wait_for_streams(service_folder):
+    with (
+        own(service_folder) as live,
+        live.client() as client,
+        held(live.services),
+        client.stream("POST", "/v1/completions", json=LONG | {"stream": True}),
+    ):
+        live.server.handle_exit(signal.SIGTERM, None)
+        assert live.services.drain.begun and not live.server.should_exit
+        live.server.handle_exit(signal.SIGTERM, None)
+        assert live.server.should_exit and live.server.force_exit
 
 
 def test_an_engine_that_dies_is_said_to_all_and_to_health(service_folder):

@@ -76,6 +76,10 @@ class Doorway:
             return status_response(
                 431, f"The headers are larger than {self._settings.max_header_bytes} bytes; send fewer of them."
             )
+        if self._settings.hosts is not None and _host(scope) not in self._settings.hosts:
+            return status_response(
+                403, f"This service is called by another name; ask {' or '.join(self._settings.hosts)}."
+            )
         met = [(methods, kind) for path, methods, kind in self._table if path.match(scope["path"])]
         if not met:
             return status_response(404, "There is no such path; see /openapi.json for those that there are.")
@@ -148,6 +152,11 @@ def _request_id(scope: Scope) -> str:
 def _header(scope: Scope, name: bytes) -> str | None:
     values = [value for key, value in scope["headers"] if key == name]
     return values[0].decode("latin-1") if values else None
+
+
+def _host(scope: Scope) -> str:
+    """The name that a caller thinks the service has, without its port."""
+    return re.sub(r":\d*$", "", (_header(scope, b"host") or "").lower())
 
 
 def _printable(path: str) -> str:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from deltakeeper.service.access import Principal
 from deltakeeper.service.guard import require
 from deltakeeper.service.running import Services
-from deltakeeper.service.tenants import check_known
+from deltakeeper.service.tenants import check_known, is_refused
 
 router = APIRouter(prefix="/v1", tags=["models"], dependencies=[require("ask")])
 _STARTED = int(time.time())
@@ -21,13 +21,13 @@ async def list_models(request: Request) -> dict[str, Any]:
     """The base first, then every tenant that this key may ask."""
     services: Services = request.app.state.services
     principal: Principal = request.state.principal
-    names = [services.base_name, *services.store.names()]
+    names = [services.base_name, *(name for name in services.store.names() if not is_refused(services, name))]
     versions = {name: stats.version for name, stats in services.store.stats().tenants.items()}
     cards = [_card(services, name, versions.get(name)) for name in names if principal.may_use(name)]
     return {"object": "list", "data": cards}
 
 
-@router.get("/models/{model}")
+@router.get("/models/{model:path}")
 async def show_model(model: str, request: Request) -> dict[str, Any]:
     """One of them; what there is not and what is not theirs give the same 404."""
     services: Services = request.app.state.services

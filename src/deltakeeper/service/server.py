@@ -1,13 +1,16 @@
 """uvicorn around the application, and an orderly end.
 
 The first signal turns `/ready` off and refuses new requests while running answers finish, up to a deadline; what is
-left then ends with an error, connections are closed, and the process exits with status 0. A second signal does not wait.
+left then ends with an error, connections are closed, and the process exits with status 0. A
+second signal does not wait.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from socket import socket
 from types import FrameType
 
 import uvicorn
@@ -28,9 +31,17 @@ class Server(uvicorn.Server):
         services: what it is made of.
         host: address to listen on.
         port: 0 for any free one.
+        tell: called with the address once requests are taken.
     """
 
-    def __init__(self, app: FastAPI, services: Services, host: str, port: int) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        services: Services,
+        host: str,
+        port: int,
+        tell: Callable[[str], None] = lambda address: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -45,20 +56,26 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_GOODBYE_SECONDS,
             )
         )
-        self._services = services
+        self._services, self._tell = services, tell
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that it listens on, once it has started."""
+    def address(self) -> str:
+        """Where it is asked, once it has started, such as `http://127.0.0.1:8000`."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return str(host), int(port)
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Begin to listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            self._tell(self.address)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """What a signal does: drain at first, stop at once the second time."""
         if self._services.drain.begun:
-            super().handle_exit(sig, frame)
-            return
-        self.drain()
+            self.should_exit = self.force_exit = True
+        else:
+            self.drain()
 
     def drain(self) -> None:
         """Take nothing new, and stop when running answers have ended or their time is over."""

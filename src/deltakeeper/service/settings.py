@@ -23,6 +23,8 @@ class ServiceSettings:
         keep_alive_seconds: silence in a stream after which a comment is sent, so that proxies keep it open.
         drain_seconds: how long running answers may go on once the service is to stop.
         retry_seconds: what `Retry-After` says where nothing better is known.
+        hosts: names (without port) that the service may be called by, None for any. A service without keys names its
+            own, or any web page could ask it through a name that it makes point here (DNS rebinding).
 
     Raises:
         DataError: a limit is not positive.
@@ -39,8 +41,9 @@ class ServiceSettings:
     keep_alive_seconds: float = 30.0
     drain_seconds: float = 30.0
     retry_seconds: float = 1.0
+    hosts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
+            if field.name != "hosts" and not getattr(self, field.name) > 0:
                 raise DataError(f"service setting {field.name} is {getattr(self, field.name)}; give a positive number.")

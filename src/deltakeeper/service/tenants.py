@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.engine.lease import Lease
 from deltakeeper.engine.tenant_files import check_name
-from deltakeeper.errors import DataError, DeltakeeperError, TenantError
+from deltakeeper.errors import DeltakeeperError, TenantError
 from deltakeeper.service.access import Principal
-from deltakeeper.service.errors import NotFound, ServiceError, Unavailable
+from deltakeeper.service.errors import NotFound, Refused, Unavailable
 from deltakeeper.service.running import Services
 from deltakeeper.service.texts import Texts, Words
 
@@ -60,13 +60,30 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
     try:
         with await _lease(services, name) as lease:
             return Model(name, name, await texts.of(lease.version, lease.delta))
-    except ServiceError:
-        raise
-    except (DataError, DeltakeeperError) as error:  # it may name paths, which are nobody's business but the operator's
+    except (DeltakeeperError, TimeoutError) as error:  # it may name paths, which are the operator's business alone
         _log.warning("model %s cannot be served: %s", name, error)
+        check_admitted(services, name)
         raise _not_loaded(services, name) from error
-    except TimeoutError as error:
-        raise _not_loaded(services, name) from error
+
+
+def check_admitted(services: Services, name: str) -> None:
+    """Refuse a tenant that policy or its canary keeps out; the reasons are for those who run the service.
+
+    Raises:
+        Refused: the latest decision on it says so.
+    """
+    if is_refused(services, name):
+        raise Refused(
+            f"The model '{name}' is not admitted; whoever runs this finds the reasons in /admin/decisions.",
+            param="model",
+            code="not_admitted",
+        )
+
+
+def is_refused(services: Services, name: str) -> bool:
+    """Whether the latest decision on a tenant keeps it out."""
+    decision = None if services.admission is None else services.admission.known(name)
+    return decision is not None and decision.verdict == "refused"
 
 
 async def _lease(services: Services, name: str) -> Lease:
@@ -105,13 +122,7 @@ def _discover(services: Services, name: str) -> bool:
         folder = services.deltas / check_name(name)
         if not (folder / MANIFEST_NAME).is_file() or folder.resolve().parent != services.deltas.resolve():
             return False
-        planes = None
-        if services.admission is not None:
-            decision = services.admission.decide(name, folder)
-            if decision.verdict == "refused":
-                return False
-            planes = decision.planes
-        services.store.register(name, folder, planes=planes)
+        services.store.register(name, folder)  # policy looks at it when it is loaded
     except TenantError:
         return False
     return True

@@ -19,6 +19,7 @@ from deltakeeper.service.error_answers import service_error_of
 from deltakeeper.service.errors import ServiceError, TooManyRequests, Unavailable
 from deltakeeper.service.health import check_taking
 from deltakeeper.service.running import Services
+from deltakeeper.service.tenants import check_admitted
 
 
 class Part(NamedTuple):
@@ -95,7 +96,8 @@ class Answering:
 
         Raises:
             AnswerFailedError: the engine could not go on with an answer.
-            Unavailable: the service stopped before it was complete.
+            Refused: it was not admitted.
+        Unavailable: the service stopped before it was complete.
         """
         running = dict(enumerate(self.streams))
         last = [0.0] * len(self.streams)
@@ -161,6 +163,7 @@ class Answering:
 
     def _check_end(self, stream: Stream) -> None:
         if stream.finish_reason == "error" and self._services.engine.alive:
+            check_admitted(self._services, self.model)  # a canary may have failed while this request waited for it
             raise AnswerFailedError(
                 f"The model '{self.model}' could not go on with its answer; the service's log says why, under this "
                 "request id."
