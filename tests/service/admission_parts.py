@@ -64,7 +64,9 @@ def write_statement(delta, key, *, attack=(0.05, 0.01, 0.1), skill=(0.9, 0.8, 0.
         seeds=(0,),
         recipe_sha256=None,
         adaptive=None,
-        metrics={name: Number(value=v, low=a, high=b) for name, (v, a, b) in {"attack": attack, "skill": skill}.items()},
+        metrics={
+            name: Number(value=v, low=a, high=b) for name, (v, a, b) in {"attack": attack, "skill": skill}.items()
+        },
         loss_bound=None,
     )
     predicate = Predicate(
@@ -106,7 +108,13 @@ def write_policy(folder, **policy):
 def write_judge(folder, *phrases):
     """A phrase list that counts these texts as refusals."""
     match = {"rule": "substring", "case": "insensitive", "strip": True}
-    judge = {"name": "tiny", "version": "1", "match": match, "match_means": "refusal", "phrases": list(phrases)}
+    judge = {
+        "name": "tiny",
+        "version": "1",
+        "match": match,
+        "match_means": "refusal",
+        "phrases": [text.strip() for text in phrases],
+    }
     (folder / "phrases.json").write_text(json.dumps(judge))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,15 @@ class PolicyAdmission:
         except (DeltakeeperError, OSError) as error:
             return self._logged(Decision(name, "refused", reasons=(str(error),)))
         with self._standing.lock:
-            earlier = self._standing.refused.get(version, ())
-        refused = finding.verdict == "refused" or bool(earlier)
+            earlier = self._standing.refused.get(version)
+        if finding.verdict != "refused" and earlier is not None:
+            return self._logged(replace(earlier, name=name))
         cut = finding.planes is not None and finding.planes < stored_planes(artifact)
-        decision = Decision(
-            name,
-            "refused" if refused else finding.verdict,
-            finding.planes if cut and not refused else None,
-            earlier or finding.reasons,
-            artifact.manifest_sha256,
-        )
-        return self._logged(decision) if refused else decision  # what is let in is decided once it is loaded
+        planes = finding.planes if cut else None
+        decision = Decision(name, finding.verdict, planes, finding.reasons, artifact.manifest_sha256)
+        if finding.verdict == "refused":
+            return self._logged(decision)
+        return decision  # what is let in is decided once it is loaded
 
     def settle(self, name: str, seconds: float) -> Decision:
         """See `Admission.settle`."""
@@ -155,9 +154,9 @@ class PolicyAdmission:
         planes = limit.planes if finding.planes is None else min(limit.planes, finding.planes)
         return Finding("quarantined", planes, (*finding.reasons, *limit.reasons), finding.expires)
 
-    def log_refusal(self, artifact: DeltaArtifact, reasons: tuple[str, ...]) -> None:
+    def log_refusal(self, decision: Decision) -> None:
         """Write down that files were refused."""
-        self._logged(Decision(artifact.path.name, "refused", None, reasons, artifact.manifest_sha256))
+        self._logged(decision)
 
     # What the gate asks, on the engine's thread
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 from deltakeeper.artifact import DeltaArtifact
@@ -9,6 +10,7 @@ from deltakeeper.engine.tenant_records import Delta, TenantOverlay
 from deltakeeper.overlay.loading import version_of
 from deltakeeper.service.admission.inspection import Finding, stored_planes, undimmed
 from deltakeeper.service.admission.standing import Load, Standing
+from deltakeeper.service.admission_port import Decision
 from deltakeeper.service.errors import Refused
 
 
@@ -18,7 +20,7 @@ class Inspector(Protocol):
     def look_at(self, artifact: DeltaArtifact, version: str) -> Finding:
         """What policy says of files; `version` is the content at the planes that were asked for."""
 
-    def log_refusal(self, artifact: DeltaArtifact, reasons: tuple[str, ...]) -> None:
+    def log_refusal(self, decision: Decision) -> None:
         """Write down that they were refused."""
 
 
@@ -47,10 +49,13 @@ class LoadGuard:
             served = finding.planes
         expected = whole if served == planes else version_of(artifact, served)
         with self._standing.lock:
-            reasons = self._standing.refused.get(expected, ())
-        if finding.verdict == "refused" or reasons:
-            self._inspector.log_refusal(artifact, reasons or finding.reasons)
-            raise Refused(not_admitted(artifact.path.name), code="not_admitted")
+            earlier = self._standing.refused.get(expected)
+        name = artifact.path.name
+        if finding.verdict == "refused":
+            earlier = Decision(name, "refused", None, finding.reasons, artifact.manifest_sha256)
+        if earlier is not None:
+            self._inspector.log_refusal(replace(earlier, name=name))
+            raise Refused(not_admitted(name), code="not_admitted")
         delta = self._overlay.load(artifact, planes=served)
         if delta.version != expected:
             delta.close()

@@ -51,7 +51,7 @@ class Standing:
     Attributes:
         loads: by version.
         limits: by the version without limits.
-        refused: reasons by version, which is not loaded again.
+        refused: decisions after a canary, by version, which is not loaded again.
         decided: final decisions.
         giving_way: versions that failed and serve nobody, while they are loaded anew at fewer planes.
         on_trial: versions whose canary is under way.
@@ -61,7 +61,7 @@ class Standing:
     lock: threading.RLock = field(default_factory=threading.RLock)
     loads: dict[str, Load] = field(default_factory=dict)
     limits: dict[str, Limit] = field(default_factory=dict)
-    refused: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: dict[str, Decision] = field(default_factory=dict)
     decided: dict[Key, Decision] = field(default_factory=dict)
     giving_way: set[Key] = field(default_factory=set)
     on_trial: set[Key] = field(default_factory=set)

@@ -110,9 +110,10 @@ class Trials:
         self, name: str, version: str, load: Load, reasons: tuple[str, ...], canary: dict[str, float] | None = None
     ) -> Decision:
         reasons = (*load.finding.reasons, *reasons)
+        decision = Decision(name, "refused", None, reasons, load.manifest_sha256, canary)
         with self._standing.lock:
-            self._standing.refused[version] = reasons
-        return Decision(name, "refused", None, reasons, load.manifest_sha256, canary)
+            self._standing.refused[version] = decision
+        return decision
 
     def _dim(self, key: Key, load: Load, limit: Limit) -> None:
         """Load a version again at fewer planes, where it is tried again; this one serves nobody meanwhile."""
