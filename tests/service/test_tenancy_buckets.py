@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltakeeper.service.tenancy.buckets import MINUTE, SharedBucket
-from deltakeeper.service.tenancy.slots import CLAIM_SECONDS, RETRY_SECONDS, Slots
+from deltakeeper.service.tenancy.slots import CLAIM_SECONDS, GAP_SECONDS, RETRY_SECONDS, Slots
 
 SECONDS = st.floats(0, 200, allow_nan=False)
 STEPS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 40), SECONDS), max_size=60)
@@ -156,13 +156,13 @@ def test_slots_are_never_more_than_the_limit_and_never_lost(limit, steps):
     for holder, ends, pause in steps:
         now += pause
         if ends and running:
-            slots.give(running.pop(0))
+            slots.give(running.pop(0), now)
         elif not slots.wait(holder, now):
             slots.take(holder)
             running.append(holder)
         assert sum(slots.running.values()) == len(running) <= limit
     for holder in running:
-        slots.give(holder)
+        slots.give(holder, now)
     assert slots.running == {}
     assert slots.wait("d", now + CLAIM_SECONDS + 0.1) == 0.0  # nobody's place in the line outlives its time
 
@@ -180,7 +180,7 @@ def test_slots_are_shared_with_a_flood(limit, flooders):
         now = tick / 100
         for entry in [entry for entry in running if entry[0] <= now]:
             running.remove(entry)
-            slots.give(entry[1])
+            slots.give(entry[1], now)
         turns = [(f"flood{number}", None) for number in range(flooders)]
         turns += [("quiet", client) for client in range(share) if now >= asks[client]]
         for name, client in turns:
@@ -203,15 +203,28 @@ def test_one_alone_has_all_slots():
         slots.take("a")
     assert slots.wait("a", 0.0) == RETRY_SECONDS
     assert slots.wait("b", 0.0) == RETRY_SECONDS
-    slots.give("a")
+    slots.give("a", 0.1)
     assert slots.wait("a", 0.1) == RETRY_SECONDS  # the free one is kept for b
     assert slots.wait("b", 0.1) == 0.0
+
+
+def test_a_share_is_kept_between_two_requests():
+    """Both of the quiet one's requests end in one pass; the flood asks before it comes back."""
+    slots = Slots(4)
+    for holder in ("flood", "flood", "quiet", "quiet"):
+        assert slots.wait(holder, 0.0) == 0.0
+        slots.take(holder)
+    slots.give("quiet", 1.0)
+    slots.give("quiet", 1.0)
+    assert slots.wait("flood", 1.0) == RETRY_SECONDS
+    assert slots.wait("quiet", 1.0 + GAP_SECONDS) == 0.0
+    assert slots.wait("flood", 1.0 + GAP_SECONDS + 0.1) == 0.0  # it has not come back
 
 
 def test_a_place_in_the_line_ends():
     slots = Slots(1)
     slots.take("a")
     assert slots.wait("b", 0.0)
-    slots.give("a")
+    slots.give("a", 0.0)
     assert slots.wait("a", CLAIM_SECONDS)
     assert slots.wait("a", CLAIM_SECONDS + 0.01) == 0.0

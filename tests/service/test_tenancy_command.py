@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from deltakeeper.commands.keys import keys
 from deltakeeper.errors import DataError, DeltakeeperError
 from deltakeeper.service.errors import NotFound
-from deltakeeper.service.tenancy.database import open_state
+from deltakeeper.service.tenancy.database import StateError, open_state
 from deltakeeper.service.tenancy.gate import StateGate
 
 
@@ -46,12 +46,11 @@ def test_the_key_alone_goes_to_standard_output_and_opens_the_service(run, tmp_pa
 
 
 def test_keys_are_listed_without_what_opens_anything(run):
-    assert "No key was made yet" in run("list").stdout
     admin = json.loads(run("create", "--name", "me", "--admin", "--json").stdout)
     run("create", "--name", "[red]all[/red]", "--all-models", "--expires", "30m")
     table = run("list", env={"COLUMNS": "160"}).stdout
     assert admin["id"] in table and "[red]all[/red]" in table and admin["secret"] not in table
-    listed = json.loads(run("list", "--json").stdout)
+    listed = sorted(json.loads(run("list", "--json").stdout), key=lambda key: key["role"])  # made in one second
     assert [(key["role"], key["models"], key["state"]) for key in listed] == [
         ("admin", "all", "active"),
         ("tenant", "all", "active"),
@@ -73,7 +72,13 @@ def test_a_key_says_what_it_is_for(run, tmp_path, given):
     assert not (tmp_path / "state.db").exists()
 
 
-def test_what_cannot_be_done_is_told(run):
+def test_what_cannot_be_done_is_told(run, tmp_path):
+    for verb in (("list",), ("revoke", "key-nobody")):
+        with pytest.raises(StateError, match="or make its first key"):  # a path that was mistyped makes no file
+            run(*verb)
+    assert list(tmp_path.iterdir()) == []
+    open_state(tmp_path / "state.db").close()
+    assert run("list").stdout == "No key was made yet.\n"
     with pytest.raises(DataError, match="write days, hours or minutes"):
         run("create", "--name", "x", "--admin", "--expires", "soon")
     with pytest.raises(NotFound, match="list the keys"):

@@ -144,7 +144,13 @@ def test_what_is_no_state_is_refused_and_left_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://root:hidden@host/db", "postgresql://u:hidden@127.0.0.1:1/db", "postgresql://u:hidden@h:port/x"]
+    "url",
+    [
+        "mysql://root:hidden@host/db",
+        "postgresql://u:hidden@127.0.0.1:1/db",
+        "postgresql://u:hidden@h:port/x",
+        "postgresql://u@127.0.0.1:1/db?password=hidden",
+    ],
 )
 def test_urls_that_lead_nowhere_are_told_without_their_password(url):
     with pytest.raises(StateError) as told:

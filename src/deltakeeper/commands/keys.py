@@ -53,7 +53,7 @@ def create(
     """
     if admin + all_models + bool(model) != 1:
         raise DataError("a key is for some models, for all, or for an admin; give --model, --all-models or --admin.")
-    with _keys_of(state) as ring:
+    with _keys_of(state, make=True) as ring:
         lifetime = None if expires is None else _seconds(expires)
         made = ring.create(name, "admin" if admin else "tenant", model or None, expires_in=lifetime)
     if as_json:
@@ -69,7 +69,7 @@ def list_keys(state: StateOption, as_json: JsonOption = False) -> None:
 
     Example: deltakeeper keys list --state state.db
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     now = time.time()
     with _keys_of(state) as ring:
@@ -77,7 +77,7 @@ def list_keys(state: StateOption, as_json: JsonOption = False) -> None:
     if as_json:
         print_json([key.to_json(now) for key in found])
         return
-    table = Table("id", "name", "role", "models", "made", "expires", "state")
+    table = Table(Column("id", no_wrap=True), "name", "role", "models", "made", "expires", "state")
     for key in found:
         models = "all" if key.models is None else ", ".join(sorted(key.models))
         table.add_row(key.id, key.name, key.role, models, _day(key.created_at), _day(key.expires_at), key.state(now))
@@ -103,13 +103,13 @@ def revoke(
 
 
 @contextmanager
-def _keys_of(where: str) -> Iterator[KeyRing]:
+def _keys_of(where: str, *, make: bool = False) -> Iterator[KeyRing]:
     try:
         from deltakeeper.service.tenancy.database import open_state
         from deltakeeper.service.tenancy.keys import KeyRing
     except ImportError as error:
         raise DataError("keys are kept with SQLAlchemy; install deltakeeper[serve].") from error
-    state = open_state(where)
+    state = open_state(where, make=make)
     try:
         yield KeyRing(state)
     finally:

@@ -76,19 +76,24 @@ class State:
         self._engine.dispose()
 
 
-def open_state(where: str | Path) -> State:
+def open_state(where: str | Path, *, make: bool = True) -> State:
     """Open a state, or make a new one; runs the migrations that it lacks.
 
     Args:
-        where: a file of SQLite (made with mode 0600 if it is not there), or `postgresql://user:password@host/database`.
+        where: a file of SQLite, or `postgresql://user:password@host/database`.
+        make: make the file (mode 0600) if it is not there.
 
     Raises:
         StateError: it cannot be reached, is something else, or was written by a later version of deltakeeper.
     """
     url = _url(where)
-    name = url.render_as_string(hide_password=True) if url.get_backend_name() != "sqlite" else str(url.database)
     if url.get_backend_name() == "sqlite":
-        _make_private(Path(str(url.database)))
+        name = str(url.database)
+        if not make and not Path(name).exists():
+            raise StateError(f"There is no state {name}; give the one of the service, or make its first key.")
+        _make_private(Path(name))
+    else:
+        name = url.set(query={}).render_as_string(hide_password=True)  # options may hold secrets too
     try:
         engine = _engine(url)
     except (ImportError, NoSuchModuleError, TypeError) as error:

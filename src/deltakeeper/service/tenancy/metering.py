@@ -130,8 +130,9 @@ class Meter:
     def give_back(self, accounts: list[Account], holder: Hashable) -> None:
         """Free the slots of a request."""
         with self._lock:
+            now = self._clock()
             for account in accounts:
-                account.slots.give(holder)
+                account.slots.give(holder, now)
 
     def _limits_of(self, name: tuple[Scope, str]) -> Limits | None:
         return self._limits.get(name) or self._limits.get((name[0], EACH))

@@ -7,13 +7,15 @@ from collections.abc import Hashable
 RETRY_SECONDS = 1.0
 CLAIM_SECONDS = 3.0
 """How long a freed slot is kept for whoever was refused first: time enough to come back after `RETRY_SECONDS`."""
+GAP_SECONDS = 3.0
+"""How long a holder's share is kept after its last request: between two of them others must not take it all."""
 
 
 class Slots:
     """Counts running requests by holder; one thread at a time.
 
-    Two rules make it fair. No holder gets more than an equal share, rounded up, while others run or have just been
-    refused. And a holder that was refused because all was taken stands in a line: a slot that is free is kept for
+    Two rules make it fair. No holder gets more than an equal share, rounded up, among those that run, wait, or have
+    just ended. And a holder that was refused because all was taken stands in a line: a slot that is free is kept for
     those who stand before the one who asks, so that who asks most often does not win.
 
     Args:
@@ -24,13 +26,15 @@ class Slots:
         self.limit = limit
         self.running: dict[Hashable, int] = {}
         self._claims: dict[Hashable, float] = {}  # by age; the time is when it asked last
+        self._ended: dict[Hashable, float] = {}
 
     def wait(self, holder: Hashable, now: float) -> float:
         """Seconds after which to ask again, 0 if a slot is free for the holder now."""
         if self.limit is None:
             return 0.0
         self._claims = {h: at for h, at in self._claims.items() if now - at <= CLAIM_SECONDS}
-        competing = {*self.running, *self._claims, holder}
+        self._ended = {h: at for h, at in self._ended.items() if now - at <= GAP_SECONDS}
+        competing = {*self.running, *self._claims, *self._ended, holder}
         if self.running.get(holder, 0) >= -(-self.limit // len(competing)):
             self._claims.pop(holder, None)  # it could not use a slot that is kept for it
             return RETRY_SECONDS
@@ -47,8 +51,10 @@ class Slots:
         self.running[holder] = self.running.get(holder, 0) + 1
         self._claims.pop(holder, None)
 
-    def give(self, holder: Hashable) -> None:
+    def give(self, holder: Hashable, now: float) -> None:
         """Count a request that has ended."""
+        if self.limit is not None:
+            self._ended[holder] = now
         left = self.running.get(holder, 0) - 1
         if left > 0:
             self.running[holder] = left
