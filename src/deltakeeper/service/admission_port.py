@@ -51,8 +51,8 @@ class Admission(Protocol):
             Unavailable: nothing was decided within `seconds`, or the canary could not be run.
         """
 
-    def known(self, name: str) -> Decision | None:
-        """The latest decision on a tenant since the service started; None if there is none yet. Quick."""
+    def known(self, name: str, version: str | None = None) -> Decision | None:
+        """The latest decision on a tenant since the service started, or that on a version; None without one. Quick."""
 
     def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
         """Logged decisions, latest first, as JSON objects with `number` and `at`.

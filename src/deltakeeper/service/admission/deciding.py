@@ -134,9 +134,11 @@ class PolicyAdmission:
             time.sleep(_PAUSE)
         raise Unavailable(f"Nothing was decided on '{name}' in {seconds:g} seconds; ask again later.", retry_after=5.0)
 
-    def known(self, name: str) -> Decision | None:
+    def known(self, name: str, version: str | None = None) -> Decision | None:
         """See `Admission.known`."""
-        return self.log.latest(name)
+        with self._standing.lock:
+            decided = None if version is None else self._standing.decided.get((name, version))
+        return decided or self.log.latest(name)
 
     def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
         """See `Admission.history`."""
