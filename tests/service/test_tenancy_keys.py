@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from functools import partial
 
 import pytest
 from tenancy_cases import open_place, state_place  # noqa: F401
@@ -11,6 +12,7 @@ from tenancy_cases import open_place, state_place  # noqa: F401
 from deltakeeper.service.errors import BadRequest, NotFound
 from deltakeeper.service.tenancy.database import open_state
 from deltakeeper.service.tenancy.keys import KeyRing, find_key, index_keys
+from deltakeeper.service.tenancy.quotas import Limits, Quota, QuotaBook
 
 
 def test_a_key_is_random_and_its_hash_alone_is_kept(tmp_path, caplog):
@@ -59,6 +61,17 @@ def test_keys_are_revoked_for_good_and_expire(state):
     for ask in (ring.get, ring.revoke):
         with pytest.raises(NotFound, match="no key 'key-nobody'"):
             ask("key-nobody")
+
+
+@pytest.mark.parametrize("odd", ["", "\0", "key-\0", "key-\ud800", "key-é", "' OR 1=1 --", "%", "*", "x" * 10**5])
+def test_odd_names_are_not_found_and_do_no_harm(state, odd):
+    ring, book = KeyRing(state), QuotaBook(state)
+    ring.create("one", "admin")
+    book.set(Quota("model", "a", Limits(concurrent=1)))
+    for ask in (ring.get, ring.revoke, partial(book.get, "model"), partial(book.remove, "model")):
+        with pytest.raises(NotFound):
+            ask(odd)
+    assert [key.revoked_at for key in ring.all()] == [None] and len(book.all()) == 1
 
 
 def test_a_revoked_key_is_revoked_alone(state):

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sqlalchemy import Connection, insert, select, update
@@ -26,6 +26,7 @@ KeyRole = Literal["admin", "tenant"]
 PREFIX = "dk-"
 MOST_MODELS = 10_000
 _MODEL = re.compile(r"[A-Za-z0-9._/:@-]{1,256}")
+_ID = re.compile(r"key-[0-9a-z]{1,28}")  # anything else, such as a zero byte, never gets to the database
 _LOOKUP = 8  # bytes of a hash that are looked up; the whole of it is compared in constant time
 
 
@@ -146,9 +147,10 @@ class KeyRing:
         """
         now = int(self._now())
         with self._state.writing() as connection:
+            key = _find(connection, key_id)
             unrevoked = (KEYS.c.id == key_id) & KEYS.c.revoked_at.is_(None)
             connection.execute(update(KEYS).where(unrevoked).values(revoked_at=now))
-            return _find(connection, key_id)
+        return key if key.revoked_at is not None else replace(key, revoked_at=now)
 
     def get(self, key_id: str) -> Key:
         """A key by its id; raises `NotFound`."""
@@ -199,7 +201,8 @@ def _check(name: str, role: KeyRole, models: Iterable[str] | None, expires_in: f
 
 
 def _find(connection: Connection, key_id: str) -> Key:
-    row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).mappings().one_or_none()
+    query = select(KEYS).where(KEYS.c.id == key_id)
+    row = connection.execute(query).mappings().one_or_none() if _ID.fullmatch(key_id) else None
     if row is None:
         raise NotFound(f"There is no key {key_id[:64]!r}; list the keys for their ids.", param="key_id")
     return _key(row)

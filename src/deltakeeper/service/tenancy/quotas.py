@@ -70,7 +70,7 @@ class QuotaBook:
             BadRequest: the subject is empty or too long.
             StateError: the state cannot be written.
         """
-        if not (1 <= len(quota.subject) <= 256 and quota.subject.isprintable()):
+        if not _is_name(quota.subject):
             raise BadRequest("A quota is of a key's id, a model's name, or * for each; give one.", param="subject")
         with self._state.writing() as connection:
             connection.execute(delete(QUOTAS).where(_is(quota.scope, quota.subject)))
@@ -78,6 +78,8 @@ class QuotaBook:
 
     def remove(self, scope: Scope, subject: str) -> None:
         """Take a quota away; raises `NotFound` if there is none."""
+        if not _is_name(subject):
+            raise _missing(scope, subject)
         with self._state.writing() as connection:
             if not connection.execute(delete(QUOTAS).where(_is(scope, subject))).rowcount:
                 raise _missing(scope, subject)
@@ -102,6 +104,10 @@ def limits_by_subject(quotas: list[Quota]) -> Mapping[tuple[Scope, str], Limits]
 
 
 _LIMITS = tuple(Limits.__dataclass_fields__)
+
+
+def _is_name(subject: str) -> bool:
+    return 1 <= len(subject) <= 256 and subject.isprintable()  # a database takes neither zero bytes nor surrogates
 
 
 def _is(scope: Scope, subject: str) -> ColumnElement[bool]:
