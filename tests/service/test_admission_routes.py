@@ -16,6 +16,7 @@ from deltakeeper.engine import Request
 from deltakeeper.service.access import Principal
 from deltakeeper.service.admission import decisions, deltas
 from deltakeeper.service.app import build_app
+from deltakeeper.service.errors import NotFound
 from deltakeeper.service.guard import guarded_routes
 from deltakeeper.service.running import Services
 
@@ -123,6 +124,28 @@ def test_what_was_put_is_there_after_a_restart(world, here):
         assert ask(parts, "live").tokens == ask(parts, "second").tokens == first != ask(parts, "signs").tokens
 
 
+class FakeRegister(dict):
+    def record(self, name, folder, **noted):
+        self[name] = (folder, noted)
+
+    def forget(self, name):
+        if self.pop(name, None) is None:
+            raise NotFound("There is none.")
+
+
+def test_a_service_that_keeps_state_is_told(world, here):
+    with serving(world, here) as parts:
+        gate = parts.client.app.state.services.gate
+        gate.tenants = FakeRegister()
+        parts.client.put("/admin/deltas/live", json={"path": "signs", "planes": 1, "load": False})
+        sha = parts.client.get("/admin/deltas/live").json()["artifact"]["manifest_sha256"]
+        assert gate.tenants == {"live": ("live", {"planes": 1, "manifest_sha256": sha})}
+        error_of(parts.client.put("/admin/deltas/other", json={"path": "stranger"}), 422)
+        assert parts.client.delete("/admin/deltas/ranks").status_code == 200  # nobody had told it of that one
+        assert list(gate.tenants) == ["live"]
+        assert parts.client.delete("/admin/deltas/live").status_code == 200 and not gate.tenants
+
+
 def test_a_name_is_turned_over_while_it_answers(world, here):
     with serving(world, here) as parts:
         client = parts.client
@@ -207,6 +230,7 @@ def test_a_version_whose_canary_fails_gives_way_to_the_one_before(world, here, m
         asking.join(30)
         assert seen == [before] and (here / "deltas" / "live").readlink().name == "signs"
         assert client.get("/admin/deltas/live").json()["decision"]["verdict"] == "admitted"
+        assert parts.admission.known("live").verdict == "admitted"
         log = client.get("/admin/decisions", params={"name": "live"}).json()["data"]
         assert [entry["verdict"] for entry in log] == ["refused", "admitted"]
 

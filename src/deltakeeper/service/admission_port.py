@@ -52,7 +52,7 @@ class Admission(Protocol):
         """
 
     def known(self, name: str, version: str | None = None) -> Decision | None:
-        """The latest decision on a tenant since the service started, or that on a version; None without one. Quick."""
+        """The decision on a version, or on what a tenant was last asked for; None while there is none. Quick."""
 
     def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
         """Logged decisions, latest first, as JSON objects with `number` and `at`.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.engine.tenant_files import check_name, open_checked, payload_bytes
@@ -18,6 +19,16 @@ from deltakeeper.service.running import Services
 _SETTLE_SECONDS = 600.0
 """How long a load with its canary may take before the change is taken back."""
 _one_at_a_time = threading.Lock()
+
+
+class Register(Protocol):
+    """Notes what names stand for, beyond the folder of the deltas."""
+
+    def record(self, name: str, folder: str, *, planes: int | None, manifest_sha256: str | None) -> Any:
+        """Note what a name stands for from now on."""
+
+    def forget(self, name: str) -> None:
+        """Note that it stands for nothing; raises `NotFound` if it did not."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ def apply_change(services: Services, change: Change) -> bool:
     """
     name = _checked_name(services, change.name)
     artifact = find_artifact(services.deltas, change.path)
-    _check_headers(services, artifact, change.planes)
+    opened = _check_headers(services, artifact, change.planes)
     with _one_at_a_time:
         known = name in services.store.names()
         place = services.deltas / name
@@ -70,6 +81,9 @@ def apply_change(services: Services, change: Change) -> bool:
             _enter(services, change, name, place, known)
             if change.load:
                 _settle(services, name)
+            if (register := _register(services)) is not None:
+                planes = services.store.source(name).planes
+                register.record(name, name, planes=planes, manifest_sha256=opened.manifest_sha256)
         except BaseException:
             undo()
             raise
@@ -91,6 +105,15 @@ def forget(services: Services, name: str) -> None:
         remove(services.deltas, name)
         if known:
             services.store.remove(name)
+        if (register := _register(services)) is not None:
+            with suppress(NotFound):
+                register.forget(name)
+
+
+def _register(services: Services) -> Register | None:
+    """Where a service that keeps state notes its tenants, so that planes too are there when it starts again."""
+    found: Register | None = getattr(services.gate, "tenants", None)
+    return found
 
 
 def _checked_name(services: Services, name: str) -> str:
@@ -161,5 +184,7 @@ def _undo(services: Services, change: Change, unlink: Callable[[], None], known:
                 store.remove(name)
             elif change.replace:
                 store.replace(name, before.path, planes=before.planes).result(_SETTLE_SECONDS)
+                if services.admission is not None:  # which remembers that it let this one in
+                    services.admission.settle(name, _SETTLE_SECONDS)
 
     return undo

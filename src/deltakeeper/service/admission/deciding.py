@@ -137,7 +137,8 @@ class PolicyAdmission:
     def known(self, name: str, version: str | None = None) -> Decision | None:
         """See `Admission.known`."""
         with self._standing.lock:
-            decided = None if version is None else self._standing.decided.get((name, version))
+            key = (name, version or self._standing.asked.get(name, ""))
+            decided = self._standing.decided.get(key)
         return decided or self.log.latest(name)
 
     def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
@@ -158,6 +159,8 @@ class PolicyAdmission:
 
     def log_refusal(self, decision: Decision) -> None:
         """Write down that files were refused."""
+        with self._standing.lock:
+            self._standing.asked.pop(decision.name, None)
         self._logged(decision)
 
     # What the gate asks, on the engine's thread
@@ -167,6 +170,7 @@ class PolicyAdmission:
         store, _, trials = self._wired()
         standing = self._standing
         with standing.lock:
+            standing.asked[lease.name] = lease.version
             load = standing.loads.get(lease.version)
             if load is None:
                 raise TenantError(not_admitted(lease.name))  # it came past the guard

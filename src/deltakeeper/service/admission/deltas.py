@@ -27,7 +27,7 @@ class DeltaPlace(BaseModel):
 
     Attributes:
         path: subfolder of the deltas that holds the artifact; the one called like the name by default.
-        planes: sign planes to serve until the service starts anew; policy may allow fewer, and lasts.
+        planes: sign planes to serve; policy may allow fewer.
         replace: turn a name that stands for something else over to this, or load it anew.
         load: load it and run its canary before answering; otherwise with the first request.
     """
