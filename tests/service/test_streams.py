@@ -239,3 +239,36 @@ def test_a_tenant_whose_folder_comes_later_is_found_by_its_name(service_folder, 
         assert texts[0].json()["choices"] == texts[1].json()["choices"]
         for name in ("linked", "../outside", ".", "..", "later/", "x" * 200):
             assert client.post("/v1/completions", json=asked | {"model": name}).status_code == 404
+
+
+def test_a_template_that_never_ends_holds_up_its_own_tenant_alone(service_folder, tmp_path):
+    shutil.copytree(service_folder, tmp_path / "own")
+    with own(tmp_path / "own", encode_seconds=1.0) as live, live.client() as client:
+        chat = {"model": "signs", "messages": [{"role": "user", "content": "w1"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=chat).status_code == 200
+        (task,) = live.server.config.app.state.texts._kept.values()
+        let_go, codes, hung = threading.Event(), [], []
+
+        def hang(turns):
+            hung.append(turns)
+            let_go.wait(20)
+
+        task.result().encode_chat = hang
+
+        def ask():
+            with live.client() as other:
+                codes.append(other.post("/v1/chat/completions", json=chat).status_code)
+
+        asking = [threading.Thread(target=ask) for _ in range(40)]
+        for thread in asking:
+            thread.start()
+        began = time.monotonic()
+        for model in ("base", "ranks"):
+            assert client.post("/v1/chat/completions", json=chat | {"model": model}).status_code == 200
+        assert time.monotonic() - began < 10
+        for thread in asking:
+            thread.join()
+        assert codes == [503] * 40 and len(hung) == 1
+        ask()
+        assert codes[-1] == 503 and len(hung) == 1
+        let_go.set()

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from deltakeeper.service import health, models
 from deltakeeper.service.doorway import Doorway
-from deltakeeper.service.error_answers import add_error_answers
+from deltakeeper.service.error_answers import ErrorBody, add_error_answers
 from deltakeeper.service.guard import require
 from deltakeeper.service.openai import chat, completions
 from deltakeeper.service.running import Services
@@ -37,6 +37,7 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would be an answer that no route has given
+        responses={status: {"model": ErrorBody, "description": "An error."} for status in ("4XX", "5XX")},
     )
     app.state.services = services
     app.state.texts = Texts(services.base.tokenizer)
@@ -53,4 +54,8 @@ _document = APIRouter(dependencies=[require("public")])
 @_document.get("/openapi.json", include_in_schema=False)
 async def document(request: Request) -> Response:
     """The OpenAPI document of all routes."""
-    return JSONResponse(request.app.openapi())
+    found = request.app.openapi()
+    for methods in found["paths"].values():
+        for operation in methods.values():  # the framework's own shape of bad input, which is never answered here
+            operation["responses"].pop("422", None)
+    return JSONResponse(found)

@@ -19,6 +19,7 @@ from deltakeeper.live_base import LiveBase
 from deltakeeper.overlay import attach
 from deltakeeper.service.admission import DecisionLog, PolicyAdmission, read_policy
 from deltakeeper.service.admission import decisions as decision_routes
+from deltakeeper.service.admission import deltas as delta_routes
 from deltakeeper.service.app import build_app
 from deltakeeper.service.running import Services
 from deltakeeper.service.settings import ServiceSettings
@@ -136,7 +137,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
 
 
 def _routers() -> list[APIRouter]:
-    return [admin_keys.router, decision_routes.router]
+    return [admin_keys.router, delta_routes.router, decision_routes.router]
 
 
 def _opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -29,6 +31,23 @@ _KINDS = {
     431: "RequestTooLargeError",
     503: "ServiceUnavailableError",
 }
+_FORM = re.compile(r"(constrained-)?(str|int)|list\[.*\]")
+"""How pydantic names the forms that a field may have, in the middle of the way to what is wrong."""
+
+
+class ErrorFields(BaseModel):
+    """What went wrong, in OpenAI's fields."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorFields
 
 
 def add_error_answers(app: FastAPI) -> None:
@@ -64,9 +83,12 @@ def service_error_of(error: EngineError, retry_seconds: float = 1.0) -> ServiceE
 def describe_input_error(entry: Any) -> tuple[str, str | None]:
     """A sentence about one entry of pydantic's list of errors, and the parameter at fault."""
     where = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
+    named = [part for part in where if not _FORM.fullmatch(part)]
     if entry["type"] == "json_invalid":
         return "The body is not JSON; send a JSON object.", None
-    name = ".".join(where)
+    name = ".".join(named)
+    if named != where:  # one of several forms, and pydantic speaks of the first
+        return f"{name[:200]} has none of the forms that it may have; see /openapi.json.", name[:200]
     if entry["type"] == "missing" and name:
         return f"{name[:200]} is missing; give it.", name[:200]
     message = str(entry["msg"]).removeprefix("Value error, ").rstrip(".")

@@ -20,6 +20,7 @@ class ServiceSettings:
         max_stop_characters: of one stop string.
         default_new_tokens: length of an answer to a chat that does not say; the context may end it before.
         load_seconds: how long a request waits for its cold tenant before it is told to come back.
+        encode_seconds: how long a prompt may take to become tokens, its tenant's others before it included.
         keep_alive_seconds: silence in a stream after which a comment is sent, so that proxies keep it open.
         drain_seconds: how long running answers may go on once the service is to stop.
         retry_seconds: what `Retry-After` says where nothing better is known.
@@ -38,6 +39,7 @@ class ServiceSettings:
     max_stop_characters: int = 1024
     default_new_tokens: int = 1024
     load_seconds: float = 60.0
+    encode_seconds: float = 30.0
     keep_alive_seconds: float = 30.0
     drain_seconds: float = 30.0
     retry_seconds: float = 1.0

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from deltakeeper.errors import DataError
 from deltakeeper.overlay import TenantDelta
 from deltakeeper.prompting import tokenizers
-from deltakeeper.service.errors import BadRequest
+from deltakeeper.service.errors import BadRequest, Unavailable
 
 _MOST_KEPT = 256
+_T = TypeVar("_T")
 
 
 class Words:
-    """One tokenizer. Its methods are slow where texts are long, so they are called on threads, one at a time.
+    """One tokenizer.
 
     Attributes:
         tokenizer: of transformers.
@@ -26,13 +26,38 @@ class Words:
     def __init__(self, tokenizer: Any, vocabulary: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
-        self._lock = threading.Lock()  # a tokenizer of Rust is changed by its first use, and then refuses a second user
+        tokenizer(
+            ""
+        )  # a first use may change a tokenizer of Rust, which refuses to be read meanwhile; later ones do not
+        self._turn = asyncio.Lock()
         self._shown: dict[int, str] = {}
+
+    async def run(self, seconds: float, call: Callable[..., _T], *arguments: Any) -> _T:
+        """Run what is slow on a thread: long texts, and templates, which are programs that a tenant brings along.
+
+        One call of a model at a time, so that none takes all threads from the others; a thread cannot be stopped, so
+        the next call waits for its end even if nobody else does.
+
+        Raises:
+            Unavailable: it took longer than this many seconds.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._turn.acquire()
+                running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+                running.add_done_callback(self._end_turn)
+                return await asyncio.shield(running)
+        except TimeoutError as error:
+            raise Unavailable("The prompt could not be made into tokens in time; ask again later.") from error
+
+    def _end_turn(self, done: asyncio.Future[Any]) -> None:
+        self._turn.release()
+        if not done.cancelled():
+            done.exception()  # it was told to whoever asked, if they still wait
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text, with the tokens that the tokenizer puts around it unless `special` is false."""
-        with self._lock:
-            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def encode_chat(self, turns: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of the turns of a chat in the tokenizer's own template, ready for an answer.
@@ -44,28 +69,25 @@ class Words:
             raise BadRequest(
                 "This model has no chat template; ask it with /v1/completions.", param="model", code="no_chat_template"
             )
-        with self._lock:
-            try:
-                text = self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
-            except Exception as error:  # a template is a program, and may fail in any way
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-                raise BadRequest(
-                    f"The model's chat template does not take these messages: {reason[:300]}.", param="messages"
-                ) from error
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            text = self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program, and may fail in any way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise BadRequest(
+                f"The model's chat template does not take these messages: {reason[:300]}.", param="messages"
+            ) from error
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that was given as tokens."""
-        with self._lock:
-            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def show(self, token: int) -> str:
         """One token as text, special ones too; what is no whole character is U+FFFD."""
         text = self._shown.get(token)
         if text is None:
-            with self._lock:
-                text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-                piece = self.tokenizer.convert_ids_to_tokens(token)
+            text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            piece = self.tokenizer.convert_ids_to_tokens(token)
             if isinstance(piece, str) and piece.startswith("\u2581") and not text.startswith(" "):
                 text = f" {text}"  # sentencepiece drops the space in front of what it takes for a beginning
             self._shown[token] = text

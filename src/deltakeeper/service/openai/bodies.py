@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deltakeeper.engine import Sampling
 
-Tokens = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
+Tokens = list[Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]]
 Text = Annotated[str, Field(max_length=1 << 23)]
+"""With a length, since measuring it is what refuses halves of characters, which no tokenizer takes."""
 
 
 class _Body(BaseModel):
@@ -41,7 +42,7 @@ class _Asking(_Body):
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
     repetition_penalty: float | None = Field(None, ge=1e-3, le=1e3, description="(vLLM's)")
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63, description="Makes an answer reproducible.")
-    stop: str | list[str] | None = Field(None, description="Strings that end the answer and are not part of it.")
+    stop: Text | list[Text] | None = Field(None, description="Strings that end the answer and are not part of it.")
     stop_token_ids: Tokens | None = Field(None, max_length=64, description="Tokens that end the answer (vLLM's).")
     ignore_eos: bool = Field(False, description="Go on after an end-of-text token (vLLM's).")
     stream: bool = False
@@ -83,7 +84,7 @@ class _Asking(_Body):
 class CompletionBody(_Asking):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | Tokens | list[Tokens] = Field(description="A text or its tokens, or several of either.")
+    prompt: Text | list[Text] | Tokens | list[Tokens] = Field(description="A text or its tokens, or several of either.")
     max_tokens: int | None = Field(16, ge=0, le=1 << 31, description="Longest answer; 0 only with `echo`.")
     logprobs: int | None = Field(None, ge=0, le=100, description="Report so many likeliest tokens at each place.")
     echo: bool = Field(False, description="Give the prompt back in front of the answer, log-probabilities too.")
@@ -93,6 +94,8 @@ class CompletionBody(_Asking):
 
     @model_validator(mode="after")
     def _fits(self) -> CompletionBody:
+        if not self.prompts:
+            raise ValueError("prompt holds none; give a text or tokens.")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens of 0 asks for nothing; give 1 or more, or echo.")
         if self.best_of is not None and self.best_of != self.n:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -33,7 +32,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     principal = request.state.principal
     model = await find_model(services, request.app.state.texts, principal, body.model)
     turns = [message.turn() for message in body.messages]
-    prompt = await asyncio.to_thread(model.words.encode_chat, turns)
+    prompt = await model.words.run(services.settings.encode_seconds, model.words.encode_chat, turns)
     check_prompt(prompt, model, services.engine.context, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     answering = ask(services, principal, model, body, [prompt], longest=body.longest, logprobs=logprobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +33,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     check_sizes(body, len(body.prompts), services.settings)
     principal = request.state.principal
     model = await find_model(services, request.app.state.texts, principal, body.model)
-    texts, prompts = await asyncio.to_thread(_encode, body, model.words)
+    texts, prompts = await model.words.run(services.settings.encode_seconds, _encode, body, model.words)
     for prompt in prompts:
         check_prompt(prompt, model, services.engine.context, "prompt")
     answering = ask(
