@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -48,6 +48,7 @@ class DecisionLog:
         self._lock = threading.Lock()
         self._recent: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._last: dict[str, Decision] = {}
+        self._counts: Counter[str] = Counter()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -87,7 +88,13 @@ class DecisionLog:
             self._previous, self._number = hashlib.sha256(line).hexdigest(), self._number + 1
             self._recent.append(entry)
             self._last[decision.name] = decision
+            self._counts[decision.verdict] += 1
             return True
+
+    def counts(self) -> dict[str, int]:
+        """Decisions that this process logged, by verdict."""
+        with self._lock:
+            return dict(self._counts)
 
     def latest(self, name: str) -> Decision | None:
         """The last decision that this process logged on a tenant."""
