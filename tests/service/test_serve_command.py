@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_cases import served
+from service_cases import opened_services, served
 
 from deltakeeper import cli
 from deltakeeper.live_base import open_base
@@ -150,6 +150,17 @@ def test_what_cannot_be_served_is_one_sentence_and_status_2(
     err = capsys.readouterr().err
     assert exit_.value.code == 2 and said in err and "secret" not in err
     assert err.splitlines()[-1].startswith("deltakeeper: ")
+
+
+def test_the_python_of_the_docs_runs(folder, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    shutil.copytree(folder / "deltas" / "signs", folder / "deltas" / "support")
+    with opened_services(folder) as services, served(services) as live:
+        names = {}
+        exec(compile(code.replace("http://127.0.0.1:8000", live.url), "service.md", "exec"), names)
+        names["client"].close()
+    assert len(capsys.readouterr().out.split()) > 2
 
 
 def test_help_has_an_example(monkeypatch, capsys):
