@@ -146,6 +146,21 @@ def test_a_delta_that_changes_between_look_and_load_is_not_published(start, here
         assert parts.store.stats().resident_bytes == 0
 
 
+def test_asking_again_and_again_reads_nothing_again_until_something_changes(start, here, monkeypatch):
+    from deltakeeper.service.admission import deciding
+
+    looked = []
+    real = deciding.inspect
+    monkeypatch.setattr(deciding, "inspect", lambda *given: looked.append(1) or real(*given))
+    with start(attestation=BOUNDS) as parts:
+        for _ in range(5):
+            assert parts.admission.decide("signs", here / "deltas" / "signs").verdict == "refused"
+        assert len(looked) == 1
+        write_statement(here / "deltas" / "signs", here / "signer.pem")
+        assert parts.admission.decide("signs", here / "deltas" / "signs").verdict == "admitted"
+        assert len(looked) == 2
+
+
 # -- the canary --
 
 

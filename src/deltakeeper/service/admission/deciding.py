@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.artifact import DeltaArtifact, open_artifact
+from deltakeeper.artifact import MANIFEST_NAME, DeltaArtifact, open_artifact
 from deltakeeper.engine import Engine
 from deltakeeper.engine.lease import Lease
 from deltakeeper.engine.store import TenantStore
@@ -20,7 +20,7 @@ from deltakeeper.overlay.loading import version_of
 from deltakeeper.service.admission.admitted_tenants import AdmittedTenants, Say, SharedLease
 from deltakeeper.service.admission.canary import Canary
 from deltakeeper.service.admission.decisions import DecisionLog
-from deltakeeper.service.admission.inspection import Finding, inspect, stored_planes
+from deltakeeper.service.admission.inspection import Finding, inspect, statement_of, stored_planes
 from deltakeeper.service.admission.load_guard import LoadGuard, not_admitted
 from deltakeeper.service.admission.policy import PolicyFile
 from deltakeeper.service.admission.standing import Key, Standing
@@ -29,6 +29,11 @@ from deltakeeper.service.admission_port import Decision
 from deltakeeper.service.errors import Unavailable
 
 _PAUSE = 0.01
+_SEEN_SECONDS = 5.0
+"""How long `decide` believes that unchanged files say the same; a load looks at them itself in any case."""
+
+Signature = tuple[tuple[int, int, int] | None, ...]
+"""Inode, size and time of change of the folder, its manifest and its statement; None for what is not there."""
 
 
 class PolicyAdmission:
@@ -60,6 +65,7 @@ class PolicyAdmission:
         self.file, self.log = file, log
         self._base_root, self._now = base_root, now
         self._standing = Standing()
+        self._seen: dict[str, tuple[tuple[Path, Signature], float, Decision]] = {}
         self._store: TenantStore | None = None
         self._tenants: AdmittedTenants | None = None
         self._trials: Trials | None = None
@@ -90,7 +96,15 @@ class PolicyAdmission:
     # What routes ask
 
     def decide(self, name: str, folder: Path) -> Decision:
-        """See `Admission.decide`."""
+        """See `Admission.decide`; the same files are not read again for some seconds, however often somebody asks."""
+        seen = (folder, _signature(folder))
+        held = self._seen.get(name)
+        if held is None or held[0] != seen or time.monotonic() > held[1]:
+            held = (seen, time.monotonic() + _SEEN_SECONDS, self._decide(name, folder))
+            self._seen[name] = held
+        return held[2]
+
+    def _decide(self, name: str, folder: Path) -> Decision:
         try:
             artifact = open_artifact(folder)
             version = version_of(artifact, None)
@@ -210,3 +224,14 @@ class PolicyAdmission:
         if self._store is None or self._tenants is None or self._trials is None:
             raise TenantError("Admission knows no store yet; call `tenants` before the service starts.")
         return self._store, self._tenants, self._trials
+
+
+def _signature(folder: Path) -> Signature:
+    def seen(path: Path) -> tuple[int, int, int] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    return seen(folder), seen(folder / MANIFEST_NAME), seen(statement_of(folder))
