@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from admission_parts import DATE, make_deltas, write_judge, write_policy, write_statement
@@ -149,6 +150,14 @@ def test_a_policy_that_cannot_be_meant_is_refused_in_one_sentence(here, policy, 
     with pytest.raises(DataError, match=says) as error:
         read_policy(write_policy(here, **policy))
     assert "\n" not in str(error.value) and "policy.yaml" in str(error.value)
+
+
+def test_the_example_in_deploy_can_be_read(here):
+    example = Path(__file__).resolve().parents[2] / "deploy" / "policy.yaml"
+    shutil.copy2(example, here / "example.yaml")
+    policy = read_policy(here / "example.yaml").policy
+    assert policy.attestation.max_age.days == 90 and policy.unattested.planes == 1 and policy.canary.count == 32
+    assert all(getattr(policy, name) is not None for name in Policy.model_fields if name != "base_root")
 
 
 def test_files_that_are_no_policy_are_refused(here):

@@ -235,6 +235,29 @@ def test_a_version_whose_canary_fails_gives_way_to_the_one_before(world, here, m
         assert [entry["verdict"] for entry in log] == ["refused", "admitted"]
 
 
+def test_two_changes_of_one_name_do_not_meet(world, here, monkeypatch):
+    with serving(world, here) as parts:
+        begun, go_on, found = threading.Event(), threading.Event(), []
+        real = parts.overlay.load
+
+        def held_up(artifact, *, planes=None):
+            begun.set()
+            assert go_on.wait(30)
+            return real(artifact, planes=planes)
+
+        monkeypatch.setattr(parts.overlay, "load", held_up)
+        first = threading.Thread(target=lambda: found.append(parts.client.put("/admin/deltas/signs").status_code))
+        first.start()
+        assert begun.wait(30)
+        assert "is being changed" in error_of(parts.client.put("/admin/deltas/signs"), 409)["message"]
+        error_of(parts.client.put("/admin/deltas/new", json={"path": "signs"}), 409)
+        error_of(parts.client.delete("/admin/deltas/signs"), 409)
+        assert parts.client.get("/admin/deltas/signs").json()["state"] == "loading"
+        go_on.set()
+        first.join(30)
+        assert found == [200] and parts.client.put("/admin/deltas/signs").status_code == 200
+
+
 def test_decisions_are_listed_latest_first_in_pages(world, here):
     with serving(world, here, codecs=["bitdelta"]) as parts:
         ask(parts, "ranks")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ from deltakeeper.service.running import Services
 
 _SETTLE_SECONDS = 600.0
 """How long a load with its canary may take before the change is taken back."""
-_one_at_a_time = threading.Lock()
+_lock = threading.Lock()
+_changing: set[tuple[Path, str]] = set()
 
 
 class Register(Protocol):
@@ -59,7 +60,7 @@ def apply_change(services: Services, change: Change) -> bool:
     Raises:
         BadRequest: the name is malformed.
         NotFound: there is no such artifact among the deltas.
-        Conflict: the name stands for something else.
+        Conflict: the name stands for something else, or is being changed already.
         TooLarge: the delta could never be in memory.
         Refused: its files, policy or its canary keep it out.
         Unavailable: there is no room now, or it took too long.
@@ -67,7 +68,7 @@ def apply_change(services: Services, change: Change) -> bool:
     name = _checked_name(services, change.name)
     artifact = find_artifact(services.deltas, change.path)
     opened = _check_headers(services, artifact, change.planes)
-    with _one_at_a_time:
+    with _alone(services, name, artifact.name):
         known = name in services.store.names()
         place = services.deltas / name
         if place.exists() and place.resolve() != artifact and not change.replace:
@@ -95,10 +96,10 @@ def forget(services: Services, name: str) -> None:
 
     Raises:
         NotFound: there is no such tenant.
-        Conflict: other names stand for its artifact.
+        Conflict: other names stand for its artifact, or it is being changed.
     """
     _checked_name(services, name)
-    with _one_at_a_time:
+    with _alone(services, name):
         known = name in services.store.names()
         if not known and not (services.deltas / name).exists():
             raise NotFound(f"There is no delta {name!r}.", code="delta_not_found")
@@ -108,6 +109,21 @@ def forget(services: Services, name: str) -> None:
         if (register := _register(services)) is not None:
             with suppress(NotFound):
                 register.forget(name)
+
+
+@contextmanager
+def _alone(services: Services, *names: str) -> Iterator[None]:
+    """Nobody else changes these names meanwhile: who comes second is told so, and holds no thread for minutes."""
+    wanted = {(services.deltas, name) for name in names}
+    with _lock:
+        if taken := sorted(name for _, name in wanted & _changing):
+            raise Conflict(f"'{taken[0]}' is being changed by another request; ask again when that has ended.")
+        _changing.update(wanted)
+    try:
+        yield
+    finally:
+        with _lock:
+            _changing.difference_update(wanted)
 
 
 def _register(services: Services) -> Register | None:
