@@ -19,6 +19,7 @@ from service_cases import opened_services, served
 from deltakeeper import cli
 from deltakeeper.live_base import open_base
 from deltakeeper.service.assembly import Plan, assembled, is_loopback
+from deltakeeper.service.guard import guarded_routes
 
 PROMPT = {"prompt": "w5 w6 w7", "max_tokens": 2, "temperature": 0}
 COMMAND = (sys.executable, "-m", "deltakeeper")
@@ -124,6 +125,29 @@ def test_a_policy_keeps_out_what_it_does_not_allow(folder):
         assert found["signs"]["verdict"] == "refused" and "bitdelta" in found["signs"]["reasons"][0]
         assert found["ranks"]["verdict"] == "admitted"
         assert [card["id"] for card in anybody.get("/v1/models").json()["data"]] == ["base", "ranks"]
+        ended = 'vllm:request_success_total{engine="0",finished_reason="length",model_name="base"} 1.0'
+        assert ended in anybody.get("/metrics").text.splitlines()
+        assert [card["id"] for card in anybody.get("/admin/deltas").json()["data"]] == ["ranks", "signs"]
+
+
+def test_every_route_of_a_whole_service_is_closed_but_for_a_few(folder):
+    """The walk over `app.routes`, with every router that the command line serves."""
+    for public in (False, True):
+        plan = Plan(folder / "deltas", folder / "state.db", folder / "log", "base", public_metrics=public)
+        with assembled(open_base(folder / "base"), plan) as service:
+            service.services.gate.keys.create("first", "admin")
+            service.services.gate.refresh()
+            kinds = {route.path: kind for route, kind in guarded_routes(service.app.routes)}
+            asks = {path for path, kind in kinds.items() if kind == "ask"}
+            opened = {path for path, kind in kinds.items() if kind == "public"}
+            assert asks == {"/v1/models", "/v1/models/{model:path}", "/v1/completions", "/v1/chat/completions"}
+            assert opened == {"/health", "/ready", "/openapi.json"} | ({"/metrics"} if public else set())
+            assert len(kinds) - len(asks) - len(opened) >= 8
+            with served(service.services, app=service.app) as live, live.client() as anybody:
+                for route, kind in guarded_routes(service.app.routes):
+                    path = re.sub(r"\{[^}]*\}", "x", route.path)
+                    codes = {anybody.request(method, path).status_code for method in route.methods}
+                    assert (codes == {401}) == (kind != "public"), route.path
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of the engine: cores that are really free, less one for loading.")
     ] = None,
+    public_metrics: Annotated[
+        bool, typer.Option("--public-metrics", help="Show /metrics, which names tenants, without an admin key.")
+    ] = False,
     drain_seconds: Annotated[float, typer.Option(help="How long answers may go on after a signal to stop.")] = 30.0,
 ) -> None:
     """Serve a base and its fine-tunes over HTTP, as OpenAI's clients ask: the tenant is the `model`.
@@ -73,6 +76,7 @@ def serve(
         host=host,
         policy=policy,
         delta_bytes=int(deltas_gib * _GIB),
+        public_metrics=public_metrics,
         engine=EngineSettings(kv_bytes=int(kv_gib * _GIB), max_running=max_running, threads=threads),
         settings=ServiceSettings(drain_seconds=drain_seconds),
     )

@@ -21,6 +21,7 @@ from deltakeeper.service.admission import DecisionLog, PolicyAdmission, read_pol
 from deltakeeper.service.admission import decisions as decision_routes
 from deltakeeper.service.admission import deltas as delta_routes
 from deltakeeper.service.app import build_app
+from deltakeeper.service.metrics import ServiceMetrics, metrics_router
 from deltakeeper.service.running import Services
 from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenancy import admin_keys
@@ -44,6 +45,7 @@ class Plan:
         policy: file that says what a delta must show; None lets in whatever fits the base.
         delta_bytes: memory of all deltas together.
         loaders: threads that load deltas.
+        public_metrics: whether `/metrics`, which names tenants, is open to all instead of to admin keys.
         engine: sizes of the engine.
         settings: limits of requests.
     """
@@ -56,6 +58,7 @@ class Plan:
     policy: Path | None = None
     delta_bytes: int = 4 << 30
     loaders: int = 1
+    public_metrics: bool = False
     engine: EngineSettings = field(default_factory=EngineSettings)
     settings: ServiceSettings = field(default_factory=ServiceSettings)
 
@@ -131,13 +134,15 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
             gate=gate,
             deltas=plan.deltas,
             admission=admission,
+            metrics=ServiceMetrics(engine, store, plan.base_name, None if admission is None else admission.log),
             settings=replace(plan.settings, hosts=_LOCAL_HOSTS) if gate.is_open else plan.settings,
         )
-        yield Assembled(services, build_app(services, _routers()), gate.is_open, state.where)
+        yield Assembled(services, build_app(services, _routers(plan)), gate.is_open, state.where)
 
 
-def _routers() -> list[APIRouter]:
-    return [admin_keys.router, delta_routes.router, decision_routes.router]
+def _routers(plan: Plan) -> list[APIRouter]:
+    metrics = metrics_router("public" if plan.public_metrics else "manage")
+    return [admin_keys.router, delta_routes.router, decision_routes.router, metrics]
 
 
 def _opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
