@@ -198,7 +198,8 @@ def test_what_is_kept_out_changes_nothing(world, here):
     with serving(world, here, codecs=["bitdelta"], store={"byte_budget": 50_000}) as parts:
         client = parts.client
         seen = sorted(path.name for path in (here / "deltas").iterdir())
-        assert "not the base" in error_of(client.put("/admin/deltas/new", json={"path": "stranger"}), 422)["message"]
+        foreign = error_of(client.put("/admin/deltas/new", json={"path": "stranger"}), 422)
+        assert "is for the base" in foreign["message"] and parts.admission.known("new").verdict == "refused"
         error = error_of(client.put("/admin/deltas/new", json={"path": "ranks"}), 422)
         assert error["code"] == "not_admitted" and "'svd'" in error["message"]
         error_of(client.put("/admin/deltas/base", json={"path": "signs"}), 409)
@@ -212,6 +213,7 @@ def test_what_is_kept_out_changes_nothing(world, here):
         error_of(client.put("/admin/deltas/new", json={"path": "second"}), 422)
         assert parts.store.names() == ["ranks", "second", "signs", "stranger"]
         assert sorted(path.name for path in (here / "deltas").iterdir()) == seen
+        error_of(client.get("/admin/deltas/new"), 404)
     with serving(world, here, store={"byte_budget": 1000}) as parts:
         error_of(parts.client.put("/admin/deltas/new", json={"path": "signs"}), 413)
 
@@ -274,7 +276,8 @@ def test_without_a_policy_whatever_fits_the_base_is_served(world, here):
     with serving(world, here, admission=False) as parts:
         card = parts.client.put("/admin/deltas/ranks").json()
         assert card["decision"] is None and card["state"] == "resident"
-        error_of(parts.client.put("/admin/deltas/new", json={"path": "stranger"}), 422)
+        foreign = error_of(parts.client.put("/admin/deltas/new", json={"path": "stranger"}), 422)
+        assert "not the base" in foreign["message"]
         assert parts.client.get("/admin/decisions").json() == {"object": "list", "data": []}
 
 

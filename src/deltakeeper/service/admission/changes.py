@@ -67,7 +67,6 @@ def apply_change(services: Services, change: Change) -> bool:
     """
     name = _checked_name(services, change.name)
     artifact = find_artifact(services.deltas, change.path)
-    opened = _check_headers(services, artifact, change.planes)
     with _alone(services, name, artifact.name):
         known = name in services.store.names()
         place = services.deltas / name
@@ -77,6 +76,7 @@ def apply_change(services: Services, change: Change) -> bool:
             decision = services.admission.decide(name, artifact)
             if decision.verdict == "refused":
                 raise Refused(" ".join(decision.reasons), code="not_admitted")
+        opened = _check_headers(services, artifact, change.planes)  # after policy, which logs what it refuses
         undo = _undo(services, change, link(services.deltas, name, artifact), known)
         try:
             _enter(services, change, name, place, known)
