@@ -202,3 +202,13 @@ def test_what_is_not_http_is_answered_and_harms_nobody(live):
             assert peer.recv(65536).startswith(b"HTTP/1.1 400")
     with live.client() as client:
         assert client.get("/health").status_code == 200
+
+
+def test_the_document_says_that_errors_are_json(live):
+    with live.client() as client:
+        for _ in range(2):
+            operations = [one for path in client.get("/openapi.json").json()["paths"].values() for one in path.values()]
+            assert len(operations) >= 8
+            for operation in operations:
+                assert set(operation["responses"]) == {"200", "4XX", "5XX"}
+                assert set(operation["responses"]["4XX"]["content"]) == {"application/json"}

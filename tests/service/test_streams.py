@@ -125,6 +125,33 @@ def test_quotas_are_charged_by_answer_and_token_and_refused_with_a_time(service_
         assert all(one.closed for one in gate.admitted) and live.services.engine.stats().waiting == 0
 
 
+def test_the_time_to_the_first_token_counts_the_wait_for_a_cold_tenant(service_folder):
+    told = []
+
+    class Observer:
+        def answered(self, model, stream, tokens):
+            told.append((model, stream.times.first_token - stream.times.submitted, tokens))
+
+        def token_after(self, model, seconds):
+            pass
+
+        def rejected(self, reason):
+            told.append(reason)
+
+    with opened_services(service_folder, metrics=Observer()) as services, served(services) as live:
+        acquire, began = services.store.acquire, time.monotonic()
+
+        def cold(name):
+            return acquire(name) if time.monotonic() - began > 1 else None
+
+        services.store.load("signs").result(30)
+        services.store.acquire = cold  # what the service asks for first
+        with live.client() as client:
+            client.post("/v1/completions", json=LONG | {"model": "signs", "max_tokens": 3})
+        ((model, seconds, tokens),) = told
+        assert (model, tokens) == ("signs", 3) and seconds > 0.3
+
+
 def test_a_full_engine_is_503_and_says_when(service_folder):
     gate = FakeGate()
     with own(service_folder, gate=gate, engine={"max_waiting": 2}) as live, held(live.services) as go:

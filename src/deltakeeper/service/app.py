@@ -56,6 +56,9 @@ async def document(request: Request) -> Response:
     """The OpenAPI document of all routes."""
     found = request.app.openapi()
     for methods in found["paths"].values():
-        for operation in methods.values():  # the framework's own shape of bad input, which is never answered here
-            operation["responses"].pop("422", None)
+        for operation in methods.values():
+            answers = operation["responses"]
+            answers.pop("422", None)  # the framework's own shape of bad input, which is never answered here
+            for status in ("4XX", "5XX"):  # it documents them under the media type of what the route gives
+                answers[status]["content"] = {"application/json": next(iter(answers[status]["content"].values()))}
     return JSONResponse(found)

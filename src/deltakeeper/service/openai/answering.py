@@ -52,6 +52,7 @@ class Answering:
         requests: one an answer: `choices` for the first prompt, then those for the second, and so on.
         choices: answers to each prompt; its tokens are counted once.
         counted: whether tokens of answers are; not where only prompts are rated, since the engine makes one anyway.
+        arrived: when the request came, in seconds of `time.perf_counter()`; now by default.
 
     Raises:
         TooManyRequests: the caller's or the model's quota.
@@ -68,6 +69,7 @@ class Answering:
         *,
         choices: int = 1,
         counted: bool = True,
+        arrived: float | None = None,
     ) -> None:
         check_taking(services)
         self.model, self.gone, self._counted = model, False, counted
@@ -80,7 +82,10 @@ class Answering:
             for at, request in enumerate(requests):  # each answer takes a place of its own
                 tokens = 0 if at % choices else len(request.prompt)
                 self._usages.append(self._held.enter_context(services.gate.admit(principal, model, tokens)))
-            self.streams.extend(services.engine.submit(request, wake) for request in requests)
+            for request in requests:
+                self.streams.append(services.engine.submit(request, wake))
+                if arrived is not None:
+                    self.streams[-1].times.submitted = arrived
         except EngineError as error:
             self.close()
             self._reject("queue_full" if isinstance(error, QueueFullError) else None)

@@ -103,6 +103,7 @@ def ask(
     longest: int | None,
     logprobs: int | None,
     echo: bool = False,
+    arrived: float,
 ) -> Answering:
     """Hand in one request an answer: `n` of them for the first prompt, then those for the second, and so on.
 
@@ -115,6 +116,7 @@ def ask(
         longest: tokens of an answer; None for what the service gives by default, 0 to rate the prompts only.
         logprobs: likeliest tokens that are reported at each place.
         echo: whether log-probabilities of the prompt are wanted too.
+        arrived: when the request came, in seconds of `time.perf_counter()`; a client waits for a cold tenant too.
 
     Raises:
         ServiceError: see `Answering`.
@@ -135,4 +137,4 @@ def ask(
         for prompt in prompts
         for choice in range(body.n)
     ]
-    return Answering(services, principal, model.name, requests, choices=body.n, counted=longest != 0)
+    return Answering(services, principal, model.name, requests, choices=body.n, counted=longest != 0, arrived=arrived)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from deltakeeper.service.health import check_taking
 from deltakeeper.service.openai.answering import Answering
 from deltakeeper.service.openai.asking import Exchange, ask, check_prompt, check_sizes, open_exchange
 from deltakeeper.service.openai.bodies import ChatBody
-from deltakeeper.service.openai.events import EventStream
+from deltakeeper.service.openai.events import DOCUMENTED, EventStream
 from deltakeeper.service.openai.logprobs import chat_logprobs
 from deltakeeper.service.openai.reading import read_whole, with_usage
 from deltakeeper.service.running import Services
@@ -23,9 +24,10 @@ from deltakeeper.service.texts import Words
 router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask")])
 
 
-@router.post("/chat/completions", response_model=None)
+@router.post("/chat/completions", response_model=None, responses=DOCUMENTED)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answer a chat, in the model's own template."""
+    arrived = time.perf_counter()
     services: Services = request.app.state.services
     check_taking(services)
     check_sizes(body, 1, services.settings)
@@ -35,7 +37,9 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     prompt = await model.words.run(services.settings.encode_seconds, model.words.encode_chat, turns)
     check_prompt(prompt, model, services.engine.context, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    answering = ask(services, principal, model, body, [prompt], longest=body.longest, logprobs=logprobs)
+    answering = ask(
+        services, principal, model, body, [prompt], longest=body.longest, logprobs=logprobs, arrived=arrived
+    )
     reported = model.words if body.logprobs else None
     if body.stream:
         exchange = open_exchange("chatcmpl", "chat.completion.chunk", body.model)

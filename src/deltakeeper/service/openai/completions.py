@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from deltakeeper.service.health import check_taking
 from deltakeeper.service.openai.answering import Answering
 from deltakeeper.service.openai.asking import Exchange, ask, check_prompt, check_sizes, open_exchange
 from deltakeeper.service.openai.bodies import CompletionBody
-from deltakeeper.service.openai.events import EventStream
+from deltakeeper.service.openai.events import DOCUMENTED, EventStream
 from deltakeeper.service.openai.logprobs import CompletionLogprobs
 from deltakeeper.service.openai.reading import read_whole, with_usage
 from deltakeeper.service.running import Services
@@ -25,9 +26,10 @@ from deltakeeper.service.texts import Words
 router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask")])
 
 
-@router.post("/completions", response_model=None)
+@router.post("/completions", response_model=None, responses=DOCUMENTED)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Go on from each prompt, as it is."""
+    arrived = time.perf_counter()
     services: Services = request.app.state.services
     check_taking(services)
     check_sizes(body, len(body.prompts), services.settings)
@@ -37,7 +39,15 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     for prompt in prompts:
         check_prompt(prompt, model, services.engine.context, "prompt")
     answering = ask(
-        services, principal, model, body, prompts, longest=body.max_tokens, logprobs=body.logprobs, echo=body.echo
+        services,
+        principal,
+        model,
+        body,
+        prompts,
+        longest=body.max_tokens,
+        logprobs=body.logprobs,
+        echo=body.echo,
+        arrived=arrived,
     )
     writers = [
         _Writer(body, model.words, texts[choice // body.n], prompts[choice // body.n], stream)
