@@ -11,10 +11,15 @@ import time
 from contextlib import contextmanager
 
 import pytest
+import torch
 from service_cases import PROMPT, FakeGate, opened_services, served, wait_until
 
+from deltakeeper.errors import TenantError
 from deltakeeper.service.access import Principal
+from deltakeeper.service.openai import completions
 from deltakeeper.service.settings import ServiceSettings
+from deltakeeper.service.tenants import Model
+from deltakeeper.service.texts import Words
 
 LONG = {"model": "base", "prompt": PROMPT, "max_tokens": 50, "ignore_eos": True, "temperature": 0}
 
@@ -250,6 +255,44 @@ def test_a_tenant_that_cannot_be_loaded_is_503_without_a_word_on_paths(service_f
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_loaded")
             assert str(tmp_path) not in answer.text and int(answer.headers["retry-after"]) >= 1
         assert client.post("/v1/completions", json=LONG | {"model": "ranks"}).status_code == 200
+
+
+@pytest.mark.parametrize(("change", "status"), [("remove", 404), ("unload", 503)])
+def test_a_tenant_that_goes_while_a_request_waits_is_no_failure_of_the_service(service_folder, change, status):
+    with own(service_folder) as live, held(live.services) as go:
+        store, answers = live.services.store, []
+        text = live.services.base.tokenizer
+
+        async def found(services, texts, principal, name):
+            return Model(name, name, Words(text))  # as if it had been loaded a moment ago
+
+        def ask():
+            with live.client() as client:
+                answers.append(client.post("/v1/completions", json=LONG | {"model": "signs"}))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(completions, "find_model", found)
+            thread = threading.Thread(target=ask)
+            thread.start()
+            wait_until(lambda: live.services.engine.stats().waiting == 1)
+            store.acquire = lambda name: (_ for _ in ()).throw(TenantError("a secret path"))
+            if change == "remove":
+                store.remove("signs")
+            go.set()
+            thread.join(30)
+        assert answers[0].status_code == status and "secret" not in answers[0].text
+
+
+def test_a_model_whose_logits_are_not_numbers_is_a_failure_that_is_logged(service_folder, caplog):
+    with own(service_folder) as live, live.client() as client:
+        with torch.no_grad():
+            live.services.base.model.lm_head.weight.fill_(float("nan"))
+        answer = client.post("/v1/completions", json=LONG, headers={"X-Request-Id": "mine"})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "InternalServerError")
+        assert "request mine: an answer of base broke off" in caplog.text and "not numbers" in caplog.text
+        last = client.post("/v1/completions", json=LONG | {"stream": True}).text.split("\n\n")[-2]
+        assert json.loads(last[6:])["error"] == answer.json()["error"]
+        assert "not numbers" not in answer.text
 
 
 def test_a_tenant_whose_folder_comes_later_is_found_by_its_name(service_folder, tmp_path):

@@ -40,11 +40,7 @@ async def check_known(services: Services, principal: Principal, name: str) -> No
         NotFound: there is none, or not for this key.
     """
     if not principal.may_use(name) or (name != services.base_name and not await _is_tenant(services, name)):
-        raise NotFound(
-            f"There is no model {name[:140]!r}; GET /v1/models lists those that this key may ask.",
-            param="model",
-            code="model_not_found",
-        )
+        raise _not_found(name)
 
 
 async def find_model(services: Services, texts: Texts, principal: Principal, name: str) -> Model:
@@ -64,6 +60,22 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
         _log.warning("model %s cannot be served: %s", name, error)
         check_admitted(services, name)
         raise _not_loaded(services, name) from error
+
+
+def check_still_there(services: Services, name: str) -> None:
+    """Say why a tenant's request ended before it ran: the tenant was refused, removed, unloaded or could not be loaded.
+
+    Raises:
+        Refused: policy or its canary keeps it out.
+        NotFound: it was removed.
+        Unavailable: asking again may help.
+    """
+    check_admitted(services, name)
+    try:
+        services.store.state(name)
+    except TenantError as error:
+        raise _not_found(name) from error
+    raise _not_loaded(services, name)
 
 
 def check_admitted(services: Services, name: str) -> None:
@@ -91,6 +103,14 @@ async def _lease(services: Services, name: str) -> Lease:
         while (lease := services.store.acquire(name)) is None:  # a version that came may have had to go at once
             await asyncio.wrap_future(services.store.load(name))
         return lease
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(
+        f"There is no model {name[:140]!r}; GET /v1/models lists those that this key may ask.",
+        param="model",
+        code="model_not_found",
+    )
 
 
 def _not_loaded(services: Services, name: str) -> Unavailable:

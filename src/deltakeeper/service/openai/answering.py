@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
@@ -19,7 +20,9 @@ from deltakeeper.service.error_answers import service_error_of
 from deltakeeper.service.errors import ServiceError, TooManyRequests, Unavailable
 from deltakeeper.service.health import check_taking
 from deltakeeper.service.running import Services
-from deltakeeper.service.tenants import check_admitted
+from deltakeeper.service.tenants import check_still_there
+
+_log = logging.getLogger("deltakeeper.service")
 
 
 class Part(NamedTuple):
@@ -101,7 +104,8 @@ class Answering:
 
         Raises:
             AnswerFailedError: the engine could not go on with an answer.
-            Refused: it was not admitted.
+            Refused: a canary failed while the request waited for it.
+        NotFound: the tenant was removed meanwhile.
         Unavailable: the service stopped before it was complete.
         """
         running = dict(enumerate(self.streams))
@@ -167,12 +171,15 @@ class Answering:
         last[choice] = now
 
     def _check_end(self, stream: Stream) -> None:
+        if stream.finish_reason == "error":
+            _log.error("request %s: an answer of %s broke off: %s", stream.id, self.model, stream.error)
         if stream.finish_reason == "error" and self._services.engine.alive:
-            check_admitted(self._services, self.model)  # a canary may have failed while this request waited for it
+            if self.model != self._services.base_name and not stream.times.admitted:
+                check_still_there(self._services, self.model)
             raise AnswerFailedError(
                 f"The model '{self.model}' could not go on with its answer; the service's log says why, under this "
                 "request id."
-            ) from EngineError(stream.error)
+            )
         if stream.finish_reason in ("error", "cancelled") and not self.gone:
             raise Unavailable("The service stopped before the answer was complete; ask again.", code="stopped")
 

@@ -104,6 +104,7 @@ def ask(
     logprobs: int | None,
     echo: bool = False,
     arrived: float,
+    request_id: str,
 ) -> Answering:
     """Hand in one request an answer: `n` of them for the first prompt, then those for the second, and so on.
 
@@ -117,6 +118,7 @@ def ask(
         logprobs: likeliest tokens that are reported at each place.
         echo: whether log-probabilities of the prompt are wanted too.
         arrived: when the request came, in seconds of `time.perf_counter()`; a client waits for a cold tenant too.
+        request_id: by which the engine's errors and the log call it.
 
     Raises:
         ServiceError: see `Answering`.
@@ -133,6 +135,7 @@ def ask(
             ignore_eos=body.ignore_eos,
             prompt_logprobs=logprobs if echo else None,
             cache_salt=principal.key_id or "",
+            id=request_id,
         )
         for prompt in prompts
         for choice in range(body.n)

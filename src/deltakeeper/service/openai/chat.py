@@ -38,7 +38,15 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     check_prompt(prompt, model, services.engine.context, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     answering = ask(
-        services, principal, model, body, [prompt], longest=body.longest, logprobs=logprobs, arrived=arrived
+        services,
+        principal,
+        model,
+        body,
+        [prompt],
+        longest=body.longest,
+        logprobs=logprobs,
+        arrived=arrived,
+        request_id=request.state.request_id,
     )
     reported = model.words if body.logprobs else None
     if body.stream:

@@ -48,6 +48,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         logprobs=body.logprobs,
         echo=body.echo,
         arrived=arrived,
+        request_id=request.state.request_id,
     )
     writers = [
         _Writer(body, model.words, texts[choice // body.n], prompts[choice // body.n], stream)

@@ -58,7 +58,7 @@ class EventStream(Response):
                 yield KEEP_ALIVE if chunk is None else _event(chunk)
             yield b"data: [DONE]\n\n"
         except ServiceError as error:
-            _log.warning("request %s broke off: %s (%s)", request_id, error, error.__cause__)
+            _log.warning("request %s broke off: %s", request_id, error)
             yield _event(error.to_json())
         except Exception:
             _log.exception("request %s broke off", request_id)
