@@ -20,6 +20,7 @@ from deltakeeper import cli
 from deltakeeper.live_base import open_base
 from deltakeeper.service.assembly import Plan, assembled, is_loopback
 from deltakeeper.service.guard import guarded_routes
+from deltakeeper.service.web.page import FILES
 
 PROMPT = {"prompt": "w5 w6 w7", "max_tokens": 2, "temperature": 0}
 COMMAND = (sys.executable, "-m", "deltakeeper")
@@ -141,7 +142,7 @@ def test_every_route_of_a_whole_service_is_closed_but_for_a_few(folder):
             asks = {path for path, kind in kinds.items() if kind == "ask"}
             opened = {path for path, kind in kinds.items() if kind == "public"}
             assert asks == {"/v1/models", "/v1/models/{model:path}", "/v1/completions", "/v1/chat/completions"}
-            assert opened == {"/health", "/ready", "/openapi.json"} | ({"/metrics"} if public else set())
+            assert opened == {"/health", "/ready", "/openapi.json", *FILES} | ({"/metrics"} if public else set())
             assert len(kinds) - len(asks) - len(opened) >= 8
             with served(service.services, app=service.app) as live, live.client() as anybody:
                 for route, kind in guarded_routes(service.app.routes):

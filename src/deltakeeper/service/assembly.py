@@ -17,6 +17,7 @@ from deltakeeper.engine.tenant_records import TenantOverlay
 from deltakeeper.errors import DataError, TenantError
 from deltakeeper.live_base import LiveBase
 from deltakeeper.overlay import attach
+from deltakeeper.service import status
 from deltakeeper.service.admission import DecisionLog, PolicyAdmission, read_policy
 from deltakeeper.service.admission import decisions as decision_routes
 from deltakeeper.service.admission import deltas as delta_routes
@@ -27,6 +28,7 @@ from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenancy import admin_keys
 from deltakeeper.service.tenancy.database import State, open_state
 from deltakeeper.service.tenancy.gate import StateGate
+from deltakeeper.service.web import page
 
 _log = logging.getLogger("deltakeeper.service")
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -142,7 +144,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
 
 def _routers(plan: Plan) -> list[APIRouter]:
     metrics = metrics_router("public" if plan.public_metrics else "manage")
-    return [admin_keys.router, delta_routes.router, decision_routes.router, metrics]
+    return [page.router, status.router, admin_keys.router, delta_routes.router, decision_routes.router, metrics]
 
 
 def _opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
