@@ -193,6 +193,8 @@ def test_an_administrator_sees_tenants_decisions_and_two_answers_at_once(visit, 
     asked = [request for request in page.asked if request.method == "POST"]
     assert sorted(request.post_data_json["model"] for request in asked) == ["base", "signs"]
 
+    page.locator("#most", has_text=re.compile(r"[1-9]")).wait_for()
+
     assert page.locator("#planes-said").inner_text() == "all planes"
     page.locator("#planes").press("ArrowLeft")
     assert page.locator("#planes-said").inner_text() == "1 plane"
@@ -247,6 +249,21 @@ def test_what_a_model_says_is_text_and_an_error_is_told(visit, live):
     assert page.locator(".answer img, .answer script, .answer b").count() == 0
     with pytest.raises(Exception, match="TrustedHTML"):  # the browser holds the page to it
         page.evaluate("document.body.innerHTML = '<b>markup</b>'")
+
+
+def test_answers_can_be_stopped(visit, live):
+    page = visit()
+    give_key(page, live.keys["admin"])
+    page.route("**/v1/completions", lambda route: None)  # nothing ever comes
+    page.locator("#way").select_option("text")
+    page.locator("#prompt").fill("x")
+    page.locator("#prompt").press("Control+Enter")
+    page.locator("#second-answer[aria-busy=true]").wait_for()
+    page.locator("#stop").press("Enter")
+    for side in ("first", "second"):
+        page.locator(f"#{side}-facts", has_text="stopped").wait_for()
+    asked = [request.post_data_json for request in page.asked if request.method == "POST"]
+    assert [(one["prompt"], one["stream"]) for one in asked] == [("x", True)] * 2
 
 
 def test_without_keys_everything_is_there_at_once_and_the_page_says_so(visit, service_folder):
