@@ -18,6 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from deltakeeper import cli
 from deltakeeper.artifact import open_artifact
 from deltakeeper.compress import compress
+from deltakeeper.engine.blocks import BLOCK
+from deltakeeper.engine.kv_cache import LayerShape
 from deltakeeper.overlay import attach
 from deltakeeper.service import health
 from deltakeeper.service.admission.policy import read_policy
@@ -271,6 +273,13 @@ def test_the_sizes_are_those_of_the_benchmark_on_the_real_model():
     }
     shapes = sizing.synthetic.decoder(*sizing.MODELS["SmolLM2-135M"])
     assert sizing.tenant_bytes(shapes, "bitdelta") == pytest.approx(measured, rel=0.001)
+
+
+def test_tokens_of_context_are_those_of_the_cache():
+    llama = [LayerShape(kv_heads=8, dim=128)] * 32
+    tokens = GIB // sum(shape.block_bytes(torch.bfloat16) for shape in llama) * BLOCK
+    (row,) = (line for line in sizing.sizing_table().splitlines() if "tokens of context" in line)
+    assert row.split("|")[2].strip() == f"{tokens:,}"
 
 
 def test_a_codec_whose_size_only_the_data_tell_is_refused():
