@@ -104,7 +104,7 @@ const drawScale = (scale) => {
   byId("scale").replaceChildren(
     `${scale.cut && scale.low < 0 ? "≤ " : ""}${short(scale.low)}`, bar, `${scale.cut ? "≥ " : ""}${short(scale.high)} ${unit}`,
     make("span", {}, make("i", { className: "box" }), `likeliest token differs from ${first}`),
-    ...(state.sample.traces.some((trace) => trace.right) ? [make("span", {}, "★ last likeliest token came next")] : []),
+    ...(state.sample.traces.some((trace) => trace.right) ? [make("span", {}, "★ last likeliest token is what comes next in the text")] : []),
   );
 };
 
