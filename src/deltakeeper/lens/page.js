@@ -51,7 +51,7 @@ const draw = (tag, parts, ...children) => {
   node.append(...children);
   return node;
 };
-const show = (text) => text.replaceAll("\r\n", "⏎").replace(/[ \n\t]/g, (c) => ({ " ": "·", "\n": "⏎", "\t": "⇥" })[c]) || "∅";
+const show = (text) => text.replaceAll("\r\n", "⏎").replace(/[ \u00a0\n\t]/g, (c) => ({ " ": "·", "\u00a0": "⍽", "\n": "⏎", "\t": "⇥" })[c]) || "∅";
 const short = (value) => {
   if (!Number.isFinite(value)) return "n/a";
   const size = Math.abs(value);
