@@ -17,9 +17,11 @@ HEAD = (
 )
 
 
-def section(found: dict[str, Any], machines: str = "") -> str:
+def section(found: dict[str, Any]) -> str:
     """Markdown of a summary: definitions, and for each attack its table and correlations."""
-    parts = [OPENING.format(command=found["command"], where=machines)]
+    machine = found["machines"][0]
+    where = f", {found['date']}: {machine['processor']}, {machine['cores']} cores"
+    parts = [OPENING.format(command=found["command"], where=where)]
     parts.append("\n".join(f"- *{name}*: {words}" for name, words in found["definitions"].items()) + "\n")
     for attack in found["attacks"]:
         seeds = len(attack["seeds"])
