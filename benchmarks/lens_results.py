@@ -20,6 +20,7 @@ from deltakeeper.study.lens_records import LENS_SUMMARY_NAME
 from deltakeeper.study.store import RunStore
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
+SHOWN = ("kept-by-size.svg", "*-map.svg", "*-departure.svg")
 
 
 def main() -> None:
@@ -37,8 +38,9 @@ def main() -> None:
     scratch.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     scratch.rename(record.RESULTS / "lens-inside.json")
     FIGURES.mkdir(exist_ok=True)
-    for figure in sorted((given.run / "lens" / "figures").glob("*.svg")):
-        shutil.copyfile(figure, FIGURES / f"lens-{figure.name}")
+    for pattern in SHOWN:
+        for figure in sorted((given.run / "lens" / "figures").glob(pattern)):
+            shutil.copyfile(figure, FIGURES / f"lens-{figure.name}")
 
 
 if __name__ == "__main__":
