@@ -20,7 +20,7 @@ from deltakeeper.lab.corpus import SYSTEM
 from deltakeeper.lens import weights_of
 from deltakeeper.lens.restoration import draw_restoration, patch_prompts
 from deltakeeper.live_base import open_base
-from deltakeeper.study.groups import group_cells
+from deltakeeper.study.groups import comparable, group_cells
 from deltakeeper.study.store import RunStore
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
@@ -37,7 +37,7 @@ def main() -> None:
     live = open_base(given.base)
     rows = [] if given.again else record.load("lens-patching").get("rows", [])
     titles = {name: info.title for name, info in store.read_run().attacks.items()}
-    for group in group_cells(store.read_cells()):
+    for group in group_cells(comparable(store.read_cells())[0]):
         seed = group.seeds[0]
         found = sorted(path for path in (given.run / "models").glob(f"{group.attack}-{seed}-*") if path.is_dir())
         if not found or any(row["attack"] == group.attack for row in rows):

@@ -64,9 +64,10 @@ def test_the_python_of_the_readme_runs(here, capsys):
 
 
 def test_the_commands_of_the_readme_run(here, run_commands):
-    [_make, compress_, serve, _study] = blocks("sh")
-    run_commands(compress_ + serve)
+    [_make, compress_, serve, _study, look] = blocks("sh")
+    run_commands(compress_ + serve + look)
     assert (here / "tuned-again" / "model.safetensors").is_file()
+    assert (here / "lens" / "lens.html").is_file()
 
 
 def test_the_study_of_the_readme_is_planned_and_its_readers_want_a_run(monkeypatch, tmp_path, run_commands, capsys):

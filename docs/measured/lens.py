@@ -9,7 +9,6 @@ from .tables import table
 OPENING = """\
 `{command}`, then `deltakeeper report`{where}. Read [lens.md](lens.md) beside it: a layer is where a difference is seen,
 not where it is made.
-
 """
 HEAD = (
     *("arm", "MB", "attack", "kept, lower third", "middle", "upper", "by the output"),
@@ -17,9 +16,11 @@ HEAD = (
 )
 
 
-def section(found: dict[str, Any], machines: str = "") -> str:
+def section(found: dict[str, Any]) -> str:
     """Markdown of a summary: definitions, and for each attack its table and correlations."""
-    parts = [OPENING.format(command=found["command"], where=machines)]
+    machine = found["machines"][0]
+    where = f", {found['date']}: {machine['processor']}, {machine['cores']} cores"
+    parts = [OPENING.format(command=found["command"], where=where)]
     parts.append("\n".join(f"- *{name}*: {words}" for name, words in found["definitions"].items()) + "\n")
     for attack in found["attacks"]:
         seeds = len(attack["seeds"])
@@ -91,11 +92,15 @@ def _correlation(one: dict[str, Any]) -> str:
 def _number(one: dict[str, Any]) -> str:
     if one["value"] is None:
         return "–"
-    return f"{_percent(one['value'])} [{100 * one['low']:.0f}, {100 * one['high']:.0f}]"
+    return f"{_percent(one['value'])} [{_whole(one['low'])}, {_whole(one['high'])}]"
+
+
+def _whole(value: float) -> str:
+    return f"{round(100 * value)}"
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
+    return "–" if value is None else f"{_whole(value)} %"
 
 
 def _layer(one: dict[str, Any]) -> str:

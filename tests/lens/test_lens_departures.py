@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
+from deltakeeper.lens.correlation import rank_correlations
 from deltakeeper.lens.departures import (
     DEPARTS,
     crossed_counts,
@@ -97,3 +99,16 @@ def test_a_prompt_read_under_several_seeds_comes_and_goes_as_one():
     seeds = counts.reshape(-1, 2, 2)  # (resamples, seeds, prompts): a product of two draws
     assert (seeds[:, 0, 0] * seeds[:, 1, 1] == seeds[:, 0, 1] * seeds[:, 1, 0]).all()
     assert set(counts.sum(1)) == {4.0} and len(np.unique(counts, axis=0)) > 4
+
+
+def test_rank_correlations_are_those_of_scipy_row_by_row():
+    random = np.random.default_rng(3)
+    one, other = random.normal(size=(2, 6, 9))
+    other[1] = one[1]
+    other[2, 3:] = other[2, 3]  # ties
+    one[3] = 1.0
+    other[4, 0] = np.nan
+    found = rank_correlations(one, other)
+    for row in (0, 1, 2, 5):
+        assert found[row] == pytest.approx(spearmanr(one[row], other[row]).statistic)
+    assert np.isnan(found[[3, 4]]).all()

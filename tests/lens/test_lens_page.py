@@ -147,7 +147,7 @@ def test_the_data_says_what_the_traces_say(page):
     curves = unpack(mine["curves"][3], 2).reshape(len(followed), 5)
     first = next(i for i, word in trace.words.items() if word == data["words"][followed[0]])
     np.testing.assert_allclose(((curves[0] - 1) / 4094) ** 2, trace.trajectories[3][first], atol=1e-3)
-    assert mine["right"] == [0, 0, 0, 0] and sample["traces"][0]["right"] == [1, 1, 1, 1]
+    assert mine["right"] == [0, 0, 0, 0] and sample["traces"][0]["right"] == [0, 1, 0, 0]
 
 
 def test_a_full_study_fits():

@@ -55,7 +55,7 @@ class CellNumbers:
         final: log-probabilities (P, V) of the variant's last layer.
         references: names of the variants it is measured against.
         targets: tokens by name of the set.
-        produced: token that came next at each position; None where that is not known.
+        produced: token that the variant would say next at each position; None where that is not known.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ const draw = (tag, parts, ...children) => {
   node.append(...children);
   return node;
 };
-const show = (text) => text.replaceAll("\r\n", "⏎").replace(/[ \n\t]/g, (c) => ({ " ": "·", "\n": "⏎", "\t": "⇥" })[c]) || "∅";
+const show = (text) => text.replaceAll("\r\n", "⏎").replace(/[ \u00a0\n\t]/g, (c) => ({ " ": "·", "\u00a0": "⍽", "\n": "⏎", "\t": "⇥" })[c]) || "∅";
 const short = (value) => {
   if (!Number.isFinite(value)) return "n/a";
   const size = Math.abs(value);
@@ -104,7 +104,7 @@ const drawScale = (scale) => {
   byId("scale").replaceChildren(
     `${scale.cut && scale.low < 0 ? "≤ " : ""}${short(scale.low)}`, bar, `${scale.cut ? "≥ " : ""}${short(scale.high)} ${unit}`,
     make("span", {}, make("i", { className: "box" }), `likeliest token differs from ${first}`),
-    ...(state.sample.traces.some((trace) => trace.right) ? [make("span", {}, "★ last likeliest token came next")] : []),
+    ...(state.sample.traces.some((trace) => trace.right) ? [make("span", {}, "★ last likeliest token is what comes next in the text")] : []),
   );
 };
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from deltakeeper.errors import DataError
+from deltakeeper.lens.figures.heat_maps import final_right
 from deltakeeper.lens.figures.spelling import clean, cut
 from deltakeeper.lens.page_numbers import pack_shares, pack_signed, pack_whole
 from deltakeeper.lens.page_samples import LensSample, names_of_statistics
-from deltakeeper.lens.trace import PRODUCED, LensTrace
+from deltakeeper.lens.trace import LensTrace
 from deltakeeper.lens.trace_statistics import Floats, read_statistic, unit_of
 
 _BEFORE, _AFTER = 160, 24
@@ -65,7 +66,7 @@ def compact(samples: Sequence[LensSample], anchors: Sequence[str], detail: Detai
                     {
                         "variant": variants.index(trace.meta.variant),
                         "verdict": clean(sample.verdicts.get(trace.meta.variant, "")),
-                        "right": _right(trace),
+                        "right": final_right(trace).astype(int).tolist(),
                         "ids": pack_whole(
                             np.array([words(trace, t, sample) for t in trace.top_ids[..., :top].ravel().tolist()]), 3
                         ),
@@ -135,8 +136,3 @@ def _curve(trace: LensTrace, position: int, token: int) -> Floats:
     if trace.trajectories and token in trace.trajectories[position]:
         return trace.trajectories[position][token].astype(np.float64)
     return np.full(len(trace.layers), np.nan)
-
-
-def _right(trace: LensTrace) -> list[int] | None:
-    produced = trace.targets.get(PRODUCED)
-    return None if produced is None else (trace.top_ids[-1, :, 0] == np.array(produced.ids)).astype(int).tolist()

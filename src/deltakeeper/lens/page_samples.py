@@ -73,7 +73,7 @@ def names_of_statistics(samples: Sequence[LensSample]) -> dict[str, str]:
     for name in dict.fromkeys(name for trace in traces for name in trace.js):
         found[f"js:{name}"] = f"JS with {name}"
     for name in sets:
-        found[f"prob:{name}"] = f"probability of {'the token that came next' if name == PRODUCED else name}"
+        found[f"prob:{name}"] = f"probability of {'its own choice in the end' if name == PRODUCED else name}"
     if any("dot" in trace.shift for trace in traces):
         found["kept"] = _FIXED["kept"]
     for name in ("cosine_tuned", "cosine_base"):

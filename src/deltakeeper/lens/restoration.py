@@ -16,13 +16,13 @@ from torch import nn
 
 from deltakeeper.attach import Change
 from deltakeeper.errors import LensError
-from deltakeeper.lens.delta_patching import sweep_deltas
+from deltakeeper.lens.delta_patching import Grain, sweep_deltas
 from deltakeeper.lens.departures import crossed_counts
 from deltakeeper.lens.outcomes import Outcome, token_margin
-from deltakeeper.lens.patching import ControlledSweep, Patching, sweep_with_controls
+from deltakeeper.lens.patching import ControlledSweep, sweep_with_controls
 from deltakeeper.lens.ranking import LayerRanking, rank_places
 from deltakeeper.lens.reading import read_logits
-from deltakeeper.lens.readings import encode_readings, pad
+from deltakeeper.lens.readings import Reading, encode_readings, pad
 from deltakeeper.lens.restored import Sweep
 from deltakeeper.lens.targets import known_openers
 from deltakeeper.lens.variants import BASE, Variants
@@ -35,6 +35,7 @@ FORMAT = "deltakeeper.lens.restoration"
 VERSION = 1
 RESAMPLES = 1000
 By = Literal["choice", "refusal"]
+_GRAINS: tuple[Grain, ...] = ("layer", "part")
 OUTCOMES: Mapping[By, str] = {
     "choice": "log-odds of the donor's likeliest next token against the receiver's, on prompts where they differ",
     "refusal": "log-odds of tokens that open a refusal against tokens that open agreement",
@@ -146,28 +147,33 @@ def patch_prompts(
             f"'{donor}' and '{receiver}' choose another token on {len(kept)} of {len(readings)} prompts; "
             "give prompts on which they begin differently, two at least."
         )
-    found: list[tuple[ControlledSweep, Sweep, Sweep]] = []
-    for rows in _passes(kept, prompts_per_pass):
-        measure = _outcome(outcome, tokenizer, [choices[donor][i] for i in rows], [choices[receiver][i] for i in rows])
-        ids, mask = pad([readings[i] for i in rows], fill)
-        with Variants(model, whole=whole) as variants:
-            streams = sweep_with_controls(
-                variants, ids, mask, donor=donor, receiver=receiver, outcome=measure, how=Patching()
-            )
-        deltas = [
-            sweep_deltas(model, known, ids, mask, donor=donor, receiver=receiver, outcome=measure, grain=grain)
-            for grain in ("layer", "part")
-        ]
-        found.append((streams, deltas[0], deltas[1]))
-    swept = [one[0] for one in found]
+    streams = []
+    with Variants(model, whole=whole) as variants:
+        for rows in _passes(kept, prompts_per_pass):
+            texts, measure = _texts(rows, readings, choices, fill, donor, receiver, outcome, tokenizer)
+            streams.append(sweep_with_controls(variants, *texts, donor=donor, receiver=receiver, outcome=measure))
+    texts, measure = _texts(kept, readings, choices, fill, donor, receiver, outcome, tokenizer)
+    layers, parts = (
+        sweep_deltas(
+            model,
+            known,
+            *texts,
+            donor=donor,
+            receiver=receiver,
+            outcome=measure,
+            grain=grain,
+            prompts_per_pass=prompts_per_pass,
+        )
+        for grain in _GRAINS
+    )
     return Restoration(
         ControlledSweep(
-            _joined([one.sweep for one in swept]),
-            _joined([one.reverse for one in swept]),
-            _joined([one.other_prompt for one in swept]),
+            _joined([one.sweep for one in streams]),
+            _joined([one.reverse for one in streams]),
+            _joined([one.other_prompt for one in streams]),
         ),
-        _joined([one[1] for one in found]),
-        _joined([one[2] for one in found]),
+        layers,
+        parts,
         outcome,
         len(readings) - len(kept),
     )
@@ -216,7 +222,7 @@ def draw_restoration(found: Restoration) -> LensFigure:
     )
 
 
-def _choices(variants: Variants, name: str, readings: Sequence[Any], fill: int, step: int) -> list[int]:
+def _choices(variants: Variants, name: str, readings: Sequence[Reading], fill: int, step: int) -> list[int]:
     found: list[int] = []
     with variants.serving(name) as (model, around), torch.no_grad():
         for start in range(0, len(readings), step):
@@ -230,6 +236,21 @@ def _passes(rows: Sequence[int], step: int) -> Iterator[Sequence[int]]:
     """Rows at a time, none of them alone: another prompt of its pass is a prompt's control."""
     count = max(1, min(-(-len(rows) // step), len(rows) // 2))
     yield from (part.tolist() for part in np.array_split(np.array(rows), count))
+
+
+def _texts(
+    rows: Sequence[int],
+    readings: Sequence[Reading],
+    choices: Mapping[str, Sequence[int]],
+    fill: int,
+    donor: str,
+    receiver: str,
+    outcome: By,
+    tokenizer: Any,
+) -> tuple[tuple[torch.Tensor, torch.Tensor], Outcome]:
+    """Tokens and mask of some prompts, and what is measured on them."""
+    measure = _outcome(outcome, tokenizer, [choices[donor][i] for i in rows], [choices[receiver][i] for i in rows])
+    return pad([readings[i] for i in rows], fill), measure
 
 
 def _outcome(outcome: By, tokenizer: Any, donor: Sequence[int], receiver: Sequence[int]) -> Outcome:

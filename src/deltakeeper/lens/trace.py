@@ -24,7 +24,7 @@ DECODES = ("own", "base")
 SHIFT_PARTS = ("dot", "tuned_square", "remainder_square", "cosine_base", "cosine_tuned")
 """What is known of a stream h beside those of base b and fine-tune f (`metrics.StreamShift`, `metrics.cosine`)."""
 PRODUCED = "produced"
-"""Name of the target that differs by position: the token that really came next."""
+"""Name of the target that differs by position: the token that the variant itself would say next."""
 
 MOST_LAYERS = 1024
 MOST_POSITIONS = 8192

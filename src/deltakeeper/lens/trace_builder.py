@@ -22,7 +22,7 @@ class TraceBuilder:
         final: log-probabilities (P, V) of each variant's last layer, decoded like the layers, for KL to own final.
         references: variants that all are measured against, usually base and fine-tune.
         targets: token ids by name of the set.
-        produced: token that came next at each position, by variant; a target of its own.
+        produced: token that each variant would say next at each position; a target of its own.
         spell: the text of a token id.
         top: how many of the likeliest tokens each cell keeps.
         hold: bytes of log-probabilities that may be held for trajectories; with 0, every layer is asked for twice.

@@ -16,7 +16,7 @@ class TracedText:
         metas: where each variant's trace comes from, by name.
         positions: rising places in `tokens`; as many in every prompt.
         tokens: the text, token by token.
-        produced: token that came next at each position, by variant; a target of its own.
+        produced: token that each variant would say next at each position; a target of its own.
     """
 
     metas: Mapping[str, TraceMeta]

@@ -22,7 +22,7 @@ from deltakeeper.lens.figures.cells import (
 from deltakeeper.lens.figures.colours import SOFT
 from deltakeeper.lens.figures.drawing import LensFigure, new_figure, place_axes, style, write
 from deltakeeper.lens.figures.spelling import clean
-from deltakeeper.lens.trace import PRODUCED, LensTrace
+from deltakeeper.lens.trace import LensTrace
 from deltakeeper.lens.trace_statistics import check_alike
 
 _LEFT, _GAP, _TITLE, _FOOT, _NOTE, _BAR = 0.5, 0.36, 0.5, 0.34, 0.22, 0.85
@@ -43,14 +43,13 @@ def side_by_side(traces: Sequence[LensTrace], name: str) -> tuple[Grid, ...]:
 
 
 def final_right(trace: LensTrace) -> NDArray[np.bool_]:
-    """Whether the likeliest token of the last layer is the one that came next, bool (P,).
+    """Whether the likeliest token of the last layer is the one that comes next in the text, bool (P,).
 
-    Raises:
-        DataError: the trace does not say which token came next.
+    Behind the last token of the text nothing is known to be right.
     """
-    if PRODUCED not in trace.targets:
-        raise trace.refuse("it does not hold the tokens that came next")
-    return np.asarray(trace.top_ids[-1, :, 0] == np.array(trace.targets[PRODUCED].ids), dtype=np.bool_)
+    said = [trace.word(int(token)) for token in trace.top_ids[-1, :, 0]]
+    following = [trace.tokens[place + 1] if place + 1 < len(trace.tokens) else None for place in trace.positions]
+    return np.array([one == other for one, other in zip(said, following, strict=True)], dtype=np.bool_)
 
 
 def heat_map(
@@ -127,7 +126,7 @@ def _note(grids: Sequence[Grid], right: Sequence[NDArray[np.bool_] | None], refe
     if any(each.marks is not None and each.marks.any() for each in grids):
         parts.append(f"outlined: likeliest token differs from {clean(reference)}")
     if any(stars is not None and stars.any() for stars in right):
-        parts.append("★ likeliest token of the last layer was right")
+        parts.append("★ likeliest token of the last layer comes next in the text")
     if any(not np.isfinite(each.values).all() for each in grids):
         parts.append("grey: no number")
     return "   ".join(parts)
