@@ -77,7 +77,7 @@ def test_frames_are_what_clients_split_at(shared):
             assert all(set(c) == {"id", "object", "created", "model", "choices", "usage"} for c in chunks)
             assert [bool(c["choices"]) for c in chunks] == [True] * (len(chunks) - 1) + [False]
             reasons = [c["choices"][0]["finish_reason"] for c in chunks[:-1]]
-            assert reasons[-1] in ("length", "stop") and set(reasons[:-1]) == {None}
+            assert reasons[-1] in ("length", "stop") and set(reasons[:-1]) <= {None}
 
 
 def test_usage_in_every_chunk_counts_up(shared):
