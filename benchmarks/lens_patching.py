@@ -3,7 +3,7 @@
     python benchmarks/lens_patching.py runs/lens
 
 Takes each attack's first fine-tune that is still in the run folder, asks its goal's held-out prompts, and writes
-`benchmarks/results/lens-patching.json`, a figure an attack in `docs/figures`, and for `compress --starve-layers` the
+`benchmarks/results/lens-patching.json`, two figures an attack in `docs/figures`, and for `compress --starve-layers` the
 rankings into the run folder. An attack that was patched before is left as it is.
 """
 
@@ -52,7 +52,8 @@ def main() -> None:
         value = patched.to_json()
         (given.run / f"patch-{group.attack}.json").write_text(json.dumps(value, indent=1) + "\n")
         rows.append({"attack": group.attack, "title": titles[group.attack], "seed": seed, **value})
-        draw_restoration(patched).save(FIGURES / f"lens-{group.attack}-patching.svg")
+        for name, figure in draw_restoration(patched).items():
+            figure.save(FIGURES / f"lens-{group.attack}-patched-{name}.svg")
         record.save("lens-patching", rows)
 
 

@@ -12,7 +12,7 @@ not where it is made.
 """
 HEAD = (
     *("arm", "MB", "attack", "kept, lower third", "middle", "upper", "by the output"),
-    *("commits at", "departs at", "with the base from"),
+    *("commits at", "departs at", "nearer to the base from"),
 )
 
 
@@ -52,10 +52,11 @@ def patching(rows: list[dict[str, Any]]) -> str:
         sweep = row["restored"]["streams"]["shares"]
         half = next((i for i, share in enumerate(sweep) if share is not None and share >= 0.5), None)
         others = row["restored"]["streams_of_another_prompt"]["shares"]
+        layers = sum(share or 0.0 for share in row["restored"]["layers"]["shares"][:-1])
         parts.append(
             f"Streams put back half from layer {'none' if half is None else half}; at that layer the stream of another "
-            f"prompt puts back {'–' if half is None else _percent(others[half])}. All single layers together would put "
-            f"back {_percent(sum(s or 0.0 for s in row['restored']['layers']['shares']))}.\n"
+            f"prompt puts back {'–' if half is None else _percent(others[half])}. At {_percent(row['neutral'])} the "
+            f"receiver prefers neither token. All single layers together would put back {_percent(layers)}.\n"
         )
     return "\n".join(parts)
 

@@ -127,7 +127,14 @@ def test_layers_are_exchanged_and_ranked(pair, run, tmp_path):
     assert status == 0 and "tuned with layers of one" in said and "share of the way" in said
     value = json.loads((tmp_path / "patch-base-tuned.json").read_text())
     assert value["prompts"] + value["left_out"] == 6 and value["rankings"]["layer"]["receiver"] == "tuned"
-    assert (tmp_path / "figures" / "patch-one-tuned.svg").is_file()
+    assert (tmp_path / "figures" / "patch-one-tuned-deltas.svg").is_file() and "prefers neither" in said
+    assert said.index("departs from the base") < said.index("tuned with layers of one")
+    status, said, _ = run(*given, "--patch", "base:tuned", "--json")
+    assert status == 0 and json.loads(said)["patched"][0]["donor"] == "base"
+    status, _, told = run(base, "--tuned", tuned, "--prompt", "w1", "-o", tmp_path / "no", "--patch", "base:tuned")
+    assert status and "give two prompts at least" in told and not (tmp_path / "no").exists()
+    status, _, told = run(*given, "--patch", "base:tuned", "--patch-by", "refusal")
+    assert status and "knows no tokens that open refusals" in told
     status, _, told = run(*given, "--patch", "base:other")
     assert status and "name two of base, one, tuned" in told
     status, _, told = run(*given, "--patch", "base:tuned", "--patch-by", "magic")

@@ -18,10 +18,9 @@ PLACES = (
     RankedPlace(Place("layer", (1,)), 0.8, 0.7, 0.9),
     RankedPlace(Place("outside", ()), 0.2),
     RankedPlace(Place("layer", (0,)), -0.1),
-    RankedPlace(Place("layer", (2,)), None),
 )
 RANKING = LayerRanking(PLACES, "base", "tuned", "tuned with the delta of base", "restored", 4)
-NAMES = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "h.7.w"]
+NAMES = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"]
 
 
 def write(path, value):
@@ -31,11 +30,28 @@ def write(path, value):
 
 def test_shares_become_weights_and_nothing_is_given_up():
     spared = LayerWeights(RANKING, "spare", "x").weights(NAMES)
-    assert list(spared.values()) == pytest.approx([LEAST, 1.0, 0.25, LEAST])
+    assert list(spared.values()) == pytest.approx([LEAST, 1.0, 0.25])
     starved = LayerWeights(RANKING, "starve", "x").weights(NAMES)
-    assert list(starved.values()) == pytest.approx([1.0, LEAST, 0.75, 1.0])
-    nothing = LayerRanking((RankedPlace(Place("layer", (0,)), None),), "a", "b", "", "restored", 1)
-    assert set(LayerWeights(nothing, "starve", "x").weights(NAMES).values()) == {1.0}
+    assert list(starved.values()) == pytest.approx([1.0, LEAST, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("places", "names", "told"),
+    [
+        (
+            [RankedPlace(Place("layer", (0,)), None)],
+            ["h.0.w"],
+            "anything back, so none can be starved",
+        ),
+        ([RankedPlace(Place("layer", (0,)), 0.1, -0.1, 0.3)], ["h.0.w"], "no layer that puts anything back"),
+        ([RankedPlace(Place("layer", (4,)), 0.5)], ["h.0.w"], "ranks other layers than this fine-tune has"),
+        ([RankedPlace(Place("layer", (0,)), 0.5)], ["h.0.w", "h.1.w"], "ranks other layers"),
+    ],
+)
+def test_a_ranking_that_says_nothing_of_this_fine_tune_is_told(places, names, told):
+    ranking = LayerRanking(tuple(places), "a", "b", "", "restored", 1)
+    with pytest.raises(DataError, match=told):
+        LayerWeights(ranking, "starve", "x").weights(names)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -57,6 +73,9 @@ def test_other_files_are_told(tmp_path):
     (tmp_path / "r.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
         read_layer_weights(tmp_path / "r.json", "spare")
+    twice = LayerRanking((PLACES[0], PLACES[0]), "a", "b", "", "restored", 1)
+    with pytest.raises(DataError, match="ranks a layer twice"):
+        read_layer_weights(write(tmp_path / "r.json", twice.to_json()), "spare")
     parts = LayerRanking((RankedPlace(Place("mlp", (0,)), 0.5),), "a", "b", "", "restored", 1)
     with pytest.raises(DataError, match="does not rank the deltas of single layers"):
         read_layer_weights(write(tmp_path / "r.json", parts.to_json()), "spare")

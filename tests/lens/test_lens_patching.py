@@ -12,6 +12,7 @@ from deltakeeper.attach import Change
 from deltakeeper.errors import DeltakeeperError, LensError
 from deltakeeper.lens import Models, capture, find_blocks
 from deltakeeper.lens.delta_patching import sweep_deltas
+from deltakeeper.lens.patch_batch import PatchBatch
 from deltakeeper.lens.patching import Patching, derange, sweep_streams, sweep_with_controls
 from deltakeeper.lens.ranking import rank_places
 from deltakeeper.lens.restored import Place, windows_of
@@ -123,3 +124,16 @@ def test_wrong_use_of_patching_says_so(planted):
     with pytest.raises(LensError, match="its own streams"):
         sweep_streams(models, ids, mask, **BOTH)
     handle.remove()
+
+
+def test_another_prompt_of_any_length_keeps_the_first_token_and_the_last(planted):
+    """Attention rests on the first token: a stream put in without it breaks the receiver, whoever the donor is."""
+    base, tuned = planted
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 2, 9, 8, 7], [1, 2, 9, 9, 9, 6, 7]])
+    mask = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1], [1] * 7])
+    batch = PatchBatch.of(Models({"base": base, "tuned": tuned}), ids, mask, None, (-1,))
+    rows, sources = torch.tensor([0, 1, 0, 2]), torch.tensor([1, 0, 2, 2])
+    found = [row.tolist() for row in batch._aligned(rows, sources)]
+    assert found[0] == [0, 1, 2, 2, 2, 3, 4]  # two tokens are shared; a shorter source repeats its next one
+    assert found[1][2:] == [0, 1, 4, 5, 6]  # behind the padding: of a longer source the middle is left out
+    assert found[2] == found[3] == [0, 1, 2, 3, 4, 5, 6]

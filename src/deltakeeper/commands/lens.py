@@ -58,7 +58,7 @@ def lens(
         bool | None,
         typer.Option("--chat/--raw", help="Whether to use the chat template; where there is one, by default."),
     ] = None,
-    memory: Annotated[int, typer.Option(help="Memory for passes and decoded layers, in bytes.")] = 1 << 30,
+    memory: Annotated[int, typer.Option(min=1 << 20, help="Memory for passes and decoded layers, in bytes.")] = 1 << 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print the statistics as JSON.")] = False,
 ) -> None:
     """Look inside a base, its fine-tune and compressed deltas while they read the same tokens, layer by layer.
@@ -71,7 +71,13 @@ def lens(
     Example: deltakeeper lens ./base --tuned ./tuned --delta one=./delta --prompts asked.jsonl -o lens
     """
     from deltakeeper.checkpoint import open_checkpoint
-    from deltakeeper.commands.lens_patching import patch_pairs, read_pairs
+    from deltakeeper.commands.lens_patching import (
+        check_patching,
+        patch_pairs,
+        print_patched,
+        read_pairs,
+        write_patched,
+    )
     from deltakeeper.commands.lens_views import draw, print_overview, read_tuned
     from deltakeeper.errors import DataError
     from deltakeeper.lens import Variants, weights_of
@@ -98,6 +104,7 @@ def lens(
             raise DataError(f"'{name}' is what another variant is called; give the delta another name.")
     live = open_base(base)
     artifacts = live.artifacts(sources)
+    check_patching(pairs, patch_by, len(asked), live.tokenizer)
     translators, called = (None, "") if tuned_lens is None else read_tuned(tuned_lens, live.root)
     whole = {}
     if tuned is not None:
@@ -130,15 +137,20 @@ def lens(
     for name, own in traces.items():
         for number, trace in enumerate(own, 1):
             write_trace(trace, out / "traces" / f"{name}-{number:04d}.json")
-    found = overview(traces, base="base", tuned="tuned" if whole else None)
-    value = to_json(found, traces, 0)
+    place = wanted[1].index(0) if wanted[1] and 0 in wanted[1] else 0
+    found = overview(traces, base="base", tuned="tuned" if whole else None, position=place)
+    value = to_json(found, traces, place)
     write_atomically(out / "lens.json", to_text(value))
     pages = draw(traces, found, [_text(one) for one in asked], out)
-    patched = patch_pairs(live, asked, whole, artifacts, pairs, patch_by, system, chat, out, quiet=as_json)
+    exchanged = patch_pairs(live, asked, whole, artifacts, pairs, patch_by, system, chat)
+    patched = write_patched(exchanged, out)
     if as_json:
+        value |= {"patched": [one.to_json() for one in exchanged]} if exchanged else {}
         print_json({**value, "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()}})
         return
-    print_overview(found)
+    print_overview(found, value["position"])
+    for one in exchanged:
+        print_patched(one)
     took = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
     console().print(f"{len(asked)} prompts, {len(traces)} variants; seconds: {took}.", highlight=False)
     console().print(

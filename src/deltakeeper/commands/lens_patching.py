@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -39,6 +39,17 @@ def read_pairs(given: Sequence[str], known: Collection[str], by: str) -> list[tu
     return pairs
 
 
+def check_patching(pairs: Sequence[tuple[str, str]], by: str, prompts: int, tokenizer: Any) -> None:
+    """Refuse what patching could only fail at, before anything takes time; raises DataError."""
+    from deltakeeper.errors import DataError
+    from deltakeeper.lens.targets import known_openers
+
+    if pairs and prompts < 2:
+        raise DataError("patching has another prompt as its control; give two prompts at least.")
+    if pairs and by == "refusal" and not {"refusal", "affirmative"} <= set(known_openers(tokenizer)):
+        raise DataError("the tokenizer knows no tokens that open refusals and agreement; leave out --patch-by.")
+
+
 def patch_pairs(
     live: LiveBase,
     prompts: Sequence[Prompt],
@@ -48,54 +59,56 @@ def patch_pairs(
     by: str,
     system: str | None,
     chat: bool | None,
-    out: Path,
-    *,
-    quiet: bool = False,
-) -> list[Path]:
-    """Patch every pair, print what it gave unless `quiet`, and write it; gives the files."""
+) -> list[Restoration]:
+    """Patch every pair."""
     from deltakeeper.apply import iterate_changes
     from deltakeeper.checkpoint import open_checkpoint
     from deltakeeper.lens.restoration import patch_prompts
-    from deltakeeper.whole_files import write_atomically
 
-    written = []
+    found = []
     for donor, receiver in pairs:
         changes = dict(whole)
         with open_checkpoint(live.path) as base:
             for name in {donor, receiver} & set(artifacts):
                 changes[name] = list(iterate_changes(base, artifacts[name]))
-        found = patch_prompts(
-            live.model,
-            live.tokenizer,
-            prompts,
-            changes,
-            donor=donor,
-            receiver=receiver,
-            outcome=by,  # type: ignore[arg-type]
-            system=system,
-            chat=chat,
+        found.append(
+            patch_prompts(
+                live.model,
+                live.tokenizer,
+                prompts,
+                changes,
+                donor=donor,
+                receiver=receiver,
+                outcome=by,  # type: ignore[arg-type]
+                system=system,
+                chat=chat,
+            )
         )
-        path = out / f"patch-{donor}-{receiver}.json"
-        write_atomically(path, json.dumps(found.to_json(), indent=1) + "\n")
-        written += [path, *_draw(found, out / "figures" / f"patch-{donor}-{receiver}.svg")]
-        if not quiet:
-            _print(found)
+    return found
+
+
+def write_patched(found: Sequence[Restoration], out: Path) -> list[Path]:
+    """Write what patching gave, and its figures; gives the files."""
+    from deltakeeper.errors import LensError
+    from deltakeeper.lens.restoration import draw_restoration
+    from deltakeeper.whole_files import write_atomically
+
+    written = []
+    for one in found:
+        name = f"patch-{one.layers.donor}-{one.layers.receiver}"
+        written.append(out / f"{name}.json")
+        write_atomically(written[-1], json.dumps(one.to_json(), indent=1) + "\n")
+        try:
+            for kind, figure in draw_restoration(one).items():
+                written.append(out / "figures" / f"{name}-{kind}.svg")
+                figure.save(written[-1])
+        except LensError as error:
+            typer.echo(f"deltakeeper: {error}", err=True)
     return written
 
 
-def _draw(found: Restoration, path: Path) -> list[Path]:
-    from deltakeeper.errors import LensError
-    from deltakeeper.lens.restoration import draw_restoration
-
-    try:
-        draw_restoration(found).save(path)
-    except LensError as error:
-        typer.echo(f"deltakeeper: {error}", err=True)
-        return []
-    return [path]
-
-
-def _print(found: Restoration) -> None:
+def print_patched(found: Restoration) -> None:
+    """A table of the places that put back most."""
     from rich.table import Table
 
     from deltakeeper.lens.restoration import OUTCOMES
@@ -104,14 +117,15 @@ def _print(found: Restoration) -> None:
     table = Table("place", "put back", title=f"{sweep.receiver} with layers of {sweep.donor}", title_justify="left")
     for kind, ranking in found.rankings().items():
         if kind != "stream":
-            for one in ranking.places[:SHOWN]:
+            inside = [one for one in ranking.places if one.place.layers or kind == "layer"]
+            for one in inside[:SHOWN]:
                 share = "n/a" if one.share is None else f"{one.share:.0%}"
                 reach = "" if one.low is None or one.high is None else f" [dim]({one.low:.0%} to {one.high:.0%})[/]"
-                table.add_row(one.place.label if kind == "part" else f"layer {one.place.label}", share + reach)
+                table.add_row(f"layer {one.place.label}" if one.place.layers else "in no layer", share + reach)
     console().print(table)
     left = f"; {found.left_out} left out, where both choose the same" if found.left_out else ""
     console().print(
         f"[dim]put back: share of the way from {sweep.receiver} to {sweep.donor} in the {OUTCOMES[found.outcome]}; "
-        f"{len(sweep.patched)} prompts{left}[/]",
+        f"{len(sweep.patched)} prompts{left}. At {found.neutral:.0%} {sweep.receiver} prefers neither.[/]",
         highlight=False,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -72,7 +72,7 @@ def _figures(traces: Mapping[str, Sequence[LensTrace]], found: Sequence[VariantO
     return [folder / f"{name}.svg" for name in drawn]
 
 
-def print_overview(found: Sequence[VariantOverview]) -> None:
+def print_overview(found: Sequence[VariantOverview], position: Mapping[str, Any]) -> None:
     """One row a variant, and the definitions of its numbers."""
     from rich.table import Table
 
@@ -85,5 +85,6 @@ def print_overview(found: Sequence[VariantOverview]) -> None:
         departs = "–" if one.departs is None else str(one.departs)
         table.add_row(one.variant, f"{middle:.0f} [dim]({low:.0f} to {high:.0f})[/]", kept, departs)
     console().print(table)
+    console().print(f"[dim]at position {position['place']} of those traced, {position['token']!r}[/]", highlight=False)
     for name, words in DEFINITIONS.items():
         console().print(f"[dim]{name}: {words}[/]", highlight=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltakeeper.errors import DataError
-from deltakeeper.lens.ranking import LayerRanking
+from deltakeeper.lens.ranking import LayerRanking, RankedPlace
 
 LEAST = 0.05
 """Weight of what matters least: nothing is given up altogether on the word of a few prompts."""
@@ -41,17 +41,38 @@ class LayerWeights:
     def weights(self, names: Iterable[str]) -> dict[str, float]:
         """What the error of each tensor is multiplied by, from `LEAST` to 1.
 
-        The share of a layer is divided by the largest of all; what is in no layer goes by the share of `outside`. The
-        number of a layer is the first in a tensor's name, as in `model.layers.3.mlp.up_proj.weight`.
+        The share of a layer is divided by the largest of all; what is in no layer goes by the share of `outside`.
+        Shares whose interval reaches down to 0 count as none. The number of a layer is the first in a tensor's name,
+        as in `model.layers.3.mlp.up_proj.weight`.
+
+        Raises:
+            DataError: the ranking is of other layers, or shows none that puts anything back.
         """
-        shares = {place.place.layers[:1]: max(0.0, place.share or 0.0) for place in self.ranking.places}
+        shares = {place.place.layers[:1]: _shown(place) for place in self.ranking.places}
+        layers = {name: _layer(name) for name in names}
+        if set(layers.values()) - {()} != set(shares) - {()}:
+            raise DataError(f"{self.source} ranks other layers than this fine-tune has; rank those of this pair.")
         most = max(shares.values(), default=0.0)
-        found = {}
-        for name in names:
-            number = _NUMBER.search(name)
-            share = shares.get((int(number[1]),) if number else (), 0.0) / most if most else 0.0
-            found[name] = max(LEAST, share if self.use == "spare" else 1 - share)
-        return found
+        if most <= 0:
+            raise DataError(f"{self.source} shows no layer that puts anything back, so none can be {self._done}.")
+        found = {name: shares.get(layer, 0.0) / most for name, layer in layers.items()}
+        return {name: max(LEAST, share if self.use == "spare" else 1 - share) for name, share in found.items()}
+
+    @property
+    def _done(self) -> str:
+        return {"spare": "spared", "starve": "starved"}[self.use]
+
+
+def _layer(name: str) -> tuple[int, ...]:
+    number = _NUMBER.search(name)
+    return (int(number[1]),) if number else ()
+
+
+def _shown(place: RankedPlace) -> float:
+    """The share of a place, as far as it is shown to be above 0."""
+    if place.share is None or (place.low is not None and place.low <= 0):
+        return 0.0
+    return max(0.0, place.share)
 
 
 def read_layer_weights(path: Path, use: Use) -> LayerWeights:
@@ -69,6 +90,9 @@ def read_layer_weights(path: Path, use: Use) -> LayerWeights:
     if isinstance(value, dict) and isinstance(value.get("rankings"), dict):
         value = value["rankings"].get("layer")
     ranking = LayerRanking.from_json(value)
+    places = [place.place for place in ranking.places]
+    if len(set(places)) < len(places):
+        raise DataError(f"{path} ranks a layer twice; run `lens --patch` again.")
     if any(place.place.patched not in ("layer", "outside") or len(place.place.layers) > 1 for place in ranking.places):
         raise DataError(f"{path} does not rank the deltas of single layers, which is what weighs them.")
     return LayerWeights(ranking, use, str(path))

@@ -35,6 +35,10 @@ _DETAILS = (Detail(5, 16), Detail(5, 10), Detail(5, 6), Detail(5, 3), Detail(3, 
 _EXCERPT = 220
 
 
+class PageTooLargeError(DataError):
+    """Samples that do not fit a page; fewer may."""
+
+
 def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models", notes: Sequence[str] = ()) -> str:
     """The page of some samples, those with flipped verdicts first; the same samples give the same text.
 
@@ -46,7 +50,8 @@ def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models"
         notes: sentences to print under it.
 
     Raises:
-        DataError: samples cannot stand on one page, or are too many for `MOST_BYTES`.
+        DataError: samples cannot stand on one page.
+        PageTooLargeError: they are too many for `MOST_BYTES`.
         LensError: jinja2 is not installed.
     """
     check_samples(samples)
@@ -62,7 +67,7 @@ def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models"
         page = _render(ordered, anchors, data, detail, title, notes)
         if len(page.encode()) <= MOST_BYTES:
             return page
-    raise DataError(
+    raise PageTooLargeError(
         f"{len(samples)} samples do not fit a page of {MOST_BYTES / 1e6:g} MB; "
         "show fewer, or fewer positions or variants."
     )

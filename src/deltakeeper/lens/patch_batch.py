@@ -43,11 +43,29 @@ class PatchBatch:
         return cls(compared, where, Texts.of(ids, mask, read).positions)
 
     def capture(self, name: str, rows: torch.Tensor, sources: torch.Tensor) -> Streams:
-        """Streams of the prompts `sources`, at the positions of `rows`, counted from the end of each."""
-        texts, lengths = self.where, self.where.mask.sum(1, keepdim=True)
-        positions = (texts.positions[rows] - lengths[rows] + lengths[sources]).clamp(min=0)
+        """Streams of the prompts `sources` for the positions of `rows`.
+
+        What both begin with stands where it stood, the first token always, on which attention rests; what is behind is
+        counted from the end of each, and the beginning of a longer source is left out.
+        """
+        texts = self.where
+        positions = self._aligned(rows, sources)
         with self.compared.serving(name) as (model, around):
             return capture(model, texts.ids[sources], texts.mask[sources], positions, logits=False, around=around)
+
+    def _aligned(self, rows: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """Positions in the sources, from the start of each, for those of the rows, int64 `(rows, positions)`."""
+        texts = self.where
+        lengths = texts.mask.sum(1)
+        shared = torch.tensor(
+            [[_alike(self._own(row), self._own(source))] for row, source in zip(rows, sources, strict=True)]
+        )
+        positions, ends = texts.positions[rows], lengths[sources][:, None]
+        behind = torch.maximum(positions - lengths[rows][:, None] + ends, shared)
+        return torch.where(positions < shared, positions, behind).minimum(ends - 1)
+
+    def _own(self, row: torch.Tensor) -> list[int]:
+        return self.where.ids[row][self.where.mask[row].bool()].tolist()
 
     @torch.no_grad()
     def read(self, name: str, rows: torch.Tensor, own: Streams, put: Mapping[int, torch.Tensor]) -> torch.Tensor:
@@ -57,6 +75,12 @@ class PatchBatch:
             change = {layer: _putting(stream, own.positions) for layer, stream in put.items()}
             with replacing(find_blocks(model), change):
                 return read_logits(model, own.ids, own.mask, columns.to(own.ids), around).float()
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike, the first counted in any case."""
+    pairs = zip(one, other, strict=False)
+    return max(1, next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other))))
 
 
 def _putting(value: torch.Tensor, columns: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -60,6 +60,12 @@ class Restoration:
     outcome: By
     left_out: int
 
+    @property
+    def neutral(self) -> float:
+        """Share at which the receiver prefers neither outcome, on average: below it, it still chooses its own."""
+        corrupted = self.layers.corrupted.mean()
+        return float(-corrupted / (self.layers.clean.mean() - corrupted))
+
     def rankings(self) -> dict[str, LayerRanking]:
         """Places by what they put back, with intervals over resamples of the prompts: `stream`, `layer`, `part`."""
         count = len(self.layers.patched)
@@ -85,6 +91,7 @@ class Restoration:
             "prompts": len(self.layers.patched),
             "left_out": self.left_out,
             "donor_mean": _plain(self.layers.clean.mean()),
+            "neutral": _plain(self.neutral),
             "receiver_mean": _plain(self.layers.corrupted.mean()),
             "restored": {
                 name: {
@@ -196,30 +203,32 @@ def choice_margin(donor: Sequence[int], receiver: Sequence[int]) -> Outcome:
     return measure
 
 
-def draw_restoration(found: Restoration) -> LensFigure:
-    """Shares put back by layer: deltas of layers, of attention and of MLPs; streams in grey, with both controls.
+def draw_restoration(found: Restoration) -> dict[str, LensFigure]:
+    """Shares put back by layer: `deltas` of layers, of attention and of MLPs; `streams` beside both controls in grey.
 
     Raises:
         LensError: matplotlib is not installed.
     """
     from deltakeeper.lens.figures import bands
 
+    donor, receiver = found.layers.donor, found.layers.receiver
     parts = {kind: found.parts.only(kind) for kind in ("attention", "mlp")}
-    series = {"delta of the layer": found.layers.only("layer")}
-    series |= {f"its {kind}": sweep for kind, sweep in parts.items() if sweep.places}
+    series = {"whole layer": found.layers.only("layer")} | {k: sweep for k, sweep in parts.items() if sweep.places}
     streams = found.streams
-    controls = {
-        "stream": streams.sweep,
-        "stream, reversed": streams.reverse,
-        "stream of another prompt": streams.other_prompt,
+    controls = {"the other way round": streams.reverse, "of another prompt": streams.other_prompt}
+    return {
+        "deltas": bands(
+            {name: sweep.bands() for name, sweep in series.items()},
+            title=f"{receiver} with single deltas of {donor}",
+            y_name="share put back",
+        ),
+        "streams": bands(
+            {"stream": streams.sweep.bands()},
+            controls={name: sweep.bands() for name, sweep in controls.items()},
+            title=f"{receiver} with the stream of {donor}",
+            y_name="share put back",
+        ),
     }
-    return bands(
-        {name: sweep.bands() for name, sweep in series.items()},
-        controls={name: sweep.bands() for name, sweep in controls.items()},
-        title=f"What layers of {found.layers.donor} put back in {found.layers.receiver}",
-        y_name="share put back",
-        limits=(-0.5, 1.5),
-    )
 
 
 def _choices(variants: Variants, name: str, readings: Sequence[Reading], fill: int, step: int) -> list[int]:

@@ -52,7 +52,7 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def frontier(marks: Sequence[Mark], *, identity: str, title: str, x_name: str, y_name: str) -> str:
+def frontier(marks: Sequence[Mark], *, identity: str, title: str, x_name: str, y_name: str, ideal: bool = True) -> str:
     """Skill (x) against attack success (y), one mark per variant with both intervals as whiskers.
 
     The dashed line joins base and fine-tune: on it attack and skill fade alike, below it the attack fades first.
@@ -63,13 +63,14 @@ def frontier(marks: Sequence[Mark], *, identity: str, title: str, x_name: str, y
         title: What the picture shows, for people who cannot see it.
         x_name: Axis title, skill.
         y_name: Axis title, attack success.
+        ideal: Whether more to the right and less upwards is what one wants, and its corner is marked.
 
     Returns:
         One `<svg>` element without any reference to the outside.
     """
     across = _skill_scale(marks)
     down = Scale(0.0, 1.0, BOTTOM, TOP)
-    parts = [_axes(across, down, x_name, y_name), _ideal_corner(), _equal_fade(marks, across, down)]
+    parts = [_axes(across, down, x_name, y_name), _ideal_corner() if ideal else "", _equal_fade(marks, across, down)]
     parts += [_whiskers(mark, across, down) for mark in marks]
     parts += [
         f'<g class="mark k-{mark.kind}"><title>{escape(_spoken(mark))}</title>'

@@ -23,7 +23,18 @@ from deltakeeper.study.summary import Summary
 from deltakeeper.whole_files import write_atomically
 
 MOST_MAPS = 4
+MOST_LISTED = 12
 _LABEL = 200
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A sample that a link opens, and the arms under which its verdict is not the fine-tune's."""
+
+    href: str
+    key: SampleKey
+    prompt: str
+    flipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ def write_inside(store: RunStore, cells: Iterable[Cell], summary: Summary) -> In
             drawn[group.attack] = _figures(store, group, seen[group.attack], summary.primary)
     except LensError as error:  # without matplotlib there are numbers all the same
         missing = str(error)
-    return Inside(_section(found, groups, links, drawn, overall, missing), links, found)
+    return Inside(_section(store, found, groups, links, drawn, overall, missing), links, found)
 
 
 def _overall(store: RunStore, found: LensSummary) -> Markup:
@@ -116,6 +127,7 @@ def _first_flipped(store: RunStore, group: Group, attack: AttackLens, primary: s
 
 
 def _section(
+    store: RunStore,
     found: LensSummary,
     groups: Sequence[Group],
     links: Mapping[SampleKey, str],
@@ -138,15 +150,32 @@ def _section(
         "correlation": spell_correlation,
         "against": lambda attack: Markup(kept_against_attack(attack, f"kept-{_word(attack.attack)}")),
     }
-    opened = {
-        group.attack: [(href, key, _prompt(group, key)) for key, href in links.items() if key[0] == group.attack]
-        for group in groups
+    opened = {group.attack: _samples(store, group, links) for group in groups}
+    pages = {
+        name: list({one.key[1]: one.href.partition("#")[0] for one in own}.items()) for name, own in opened.items()
     }
     return Markup(
         environment.from_string(asset("inside.html.j2")).render(
-            lens=found, opened=opened, drawn=drawn, overall=overall, missing=missing, most_listed=8
+            lens=found,
+            opened=opened,
+            pages=pages,
+            drawn=drawn,
+            overall=overall,
+            missing=missing,
+            most_listed=MOST_LISTED,
         )
     )
+
+
+def _samples(store: RunStore, group: Group, links: Mapping[SampleKey, str]) -> list[_Opened]:
+    """Samples that are on a page, those first whose verdict flipped under most arms, whatever their seed."""
+    found = []
+    for seed in group.seeds:
+        for entry in store.read_lens(group.attack, seed):
+            key = (group.attack, seed, str(entry["probe"]), str(entry["sample"]))
+            if key in links:
+                found.append(_Opened(links[key], key, _prompt(group, key), tuple(entry["flipped"])))
+    return sorted(found, key=lambda one: -len(one.flipped))
 
 
 def _prompt(group: Group, key: SampleKey) -> str:

@@ -68,7 +68,7 @@ def kept_against_attack(attack: AttackLens, identity: str) -> str:
     marks = [
         Mark(_short(arm), arm.kind, _span(arm.kept[2]), _span(arm.attack))
         for arm in sorted(attack.arms, key=lambda arm: arm.kind in ("codec", "healed"))
-        if arm.kept[2].value is not None
+        if arm.kept[2].value is not None and arm.attack.value is not None
     ]
     if not marks:
         return ""
@@ -78,6 +78,7 @@ def kept_against_attack(attack: AttackLens, identity: str) -> str:
         title=f"{attack.title}: attack success against what the stream keeps",
         x_name="kept of the shift, upper third of the layers, %",
         y_name="attack success, %",
+        ideal=False,
     )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from deltakeeper.errors import DataError
-from deltakeeper.lens.page import anchor_of, lens_page
+from deltakeeper.lens.page import PageTooLargeError, anchor_of, lens_page
 from deltakeeper.lens.page_samples import LensSample
 from deltakeeper.study.groups import Group
 from deltakeeper.study.store import RunStore
@@ -75,7 +74,7 @@ def _write(
     while True:
         try:
             page = lens_page([samples[key] for key in keys], title=title, notes=[note])
-        except DataError:
+        except PageTooLargeError:
             if len(keys) == 1:
                 raise
             keys = keys[: len(keys) * 2 // 3]

@@ -45,7 +45,7 @@ def _print_attack(attack: AttackLens, console: Console) -> None:
         caption="kept of the stream's shift by thirds of the layers; layers with 95 % intervals",
     )
     table.add_column("arm", overflow="fold")
-    for name in ("attack", "lower", "middle", "upper", "output", "commits", "departs", "with the base from"):
+    for name in ("attack", "lower", "middle", "upper", "output", "commits", "departs", "nearer to the base from"):
         table.add_column(name, justify="right", overflow="fold")
     for arm in attack.arms:
         shares = [DASH if one.value is None else percent(one.value) for one in (*arm.kept, arm.kept_output)]

@@ -121,8 +121,8 @@ class Lens(_Strict):
         arms: names of arms, beside base and fine-tune; all by default.
         seeds: seeds of the fine-tunes; the first one of each by default.
         prompts: how many prompts of a fine-tune's goal.
-        positions: tokens that are looked at, counted from the last of the prompt, which is 0; what is behind it is the
-            base's own answer, which all arms read.
+        positions: tokens that are looked at, counted from the last of the prompt, which is 0 and is always among them;
+            what is behind it is the base's own answer, which all arms read.
         top: likeliest tokens that are kept in each cell.
     """
 
@@ -130,10 +130,13 @@ class Lens(_Strict):
     arms: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=200)
     seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] | None = Field(default=None, min_length=1)
     prompts: Annotated[int, Field(ge=1, le=1000)] = 8
-    positions: tuple[Annotated[int, Field(ge=-1000, le=64)], ...] = Field(
-        default=(0, 1, 2, 3), min_length=1, max_length=256
-    )
+    positions: tuple[Annotated[int, Field(ge=0, le=64)], ...] = Field(default=(0, 1, 2, 3), min_length=1, max_length=65)
     top: Annotated[int, Field(ge=1, le=100)] = 5
+
+    @field_validator("positions")
+    @classmethod
+    def _begin_at_the_answer(cls, positions: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted({0, *positions}))
 
     def looks_into(self, name: str, seed: int, first: int) -> bool:
         """Whether a fine-tune is looked into, `first` being the first seed that it is trained with."""

@@ -19,7 +19,7 @@ class Layer(Record):
 
 
 class Line(Record):
-    """A statistic by layer: median and quartiles over readings, and for shares the ratio of sums with its interval."""
+    """A statistic by layer: median and quartiles over readings, and for shares the ratio of sums."""
 
     median: tuple[float | None, ...]
     low: tuple[float | None, ...]
