@@ -1,4 +1,4 @@
-"""Write the parts of the docs that come from code or results: codecs, command line, measurements, README's table.
+"""Write the parts of the docs that come from code or results: codecs, command line, measurements, tables in two pages.
 
 `make docs` runs it; a test holds the committed files to what it would write.
 """
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measured import results_pages
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))  # last: it has a coverage.py
 RESULTS = ROOT / "docs" / "results" / "demo.json"
 
 
@@ -93,22 +94,24 @@ def _percent(rate: dict[str, float]) -> str:
     return f"{100 * rate['value']:.0f} %"
 
 
-def with_results(readme: str) -> str:
-    """README text with the table between its two marks."""
-    table = results_table()
-    return re.sub(r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: m[1] + table + m[2], readme, flags=re.S)
+def with_table(page: str, mark: str, table: str) -> str:
+    """A page's text with a table between two marks."""
+    return re.sub(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", lambda m: m[1] + table + m[2], page, flags=re.S)
 
 
 def pages() -> dict[Path, str]:
     """Every generated file and its text."""
-    readme = ROOT / "README.md"
+    from sizing import sizing_table
+
+    readme, deploy = ROOT / "README.md", ROOT / "docs" / "deploy.md"
     return {
         ROOT / "docs" / "codecs.md": codecs_page(),
         ROOT / "docs" / "recipes.md": recipes_page(),
         ROOT / "docs" / "defences.md": defences_page(),
         ROOT / "docs" / "cli.md": command_page(),
         **{ROOT / "docs" / name: text for name, text in results_pages().items()},
-        readme: with_results(readme.read_text(encoding="utf-8")),
+        deploy: with_table(deploy.read_text(encoding="utf-8"), "sizing", sizing_table()),
+        readme: with_table(readme.read_text(encoding="utf-8"), "results", results_table()),
     }
 
 

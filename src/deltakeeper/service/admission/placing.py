@@ -1,0 +1,110 @@
+"""Which artifact stands behind a name: a folder of that name among the deltas, or a link there to another one.
+
+The folder is the state, so that a service that starts again, or discovers a name when it is asked for, finds the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from deltakeeper.artifact import MANIFEST_NAME
+from deltakeeper.service.errors import Conflict, NotFound
+
+REMOVED = ".removed"
+"""Hidden folder among the deltas where removed artifacts are kept; names with a dot in front are no tenants."""
+
+
+def find_artifact(deltas: Path, text: str) -> Path:
+    """The artifact that a path from a request names, with links followed.
+
+    Args:
+        deltas: folder of the deltas.
+        text: name of a subfolder, or its whole path.
+
+    Raises:
+        NotFound: there is no artifact, or not directly in that folder; both say the same, so that nobody can find out
+            what else there is on the machine.
+    """
+    try:
+        found = (deltas / text).resolve()
+        inside = found.parent == deltas.resolve() and not found.name.startswith(".")
+        if inside and (found / MANIFEST_NAME).is_file():
+            return found
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a loop of links
+        pass
+    raise NotFound(
+        f"There is no artifact {text[:140]!r} among the deltas; give the name of a subfolder that holds one.",
+        param="path",
+        code="artifact_not_found",
+    )
+
+
+def link(deltas: Path, name: str, artifact: Path) -> Callable[[], None]:
+    """Let a name stand for an artifact from now on, in one step; gives what takes that back.
+
+    A folder that has the name is moved among the removed ones.
+
+    Raises:
+        Conflict: the folder of the deltas cannot be written.
+    """
+    place = deltas / name
+    if place.resolve() == artifact:
+        return lambda: None
+    try:
+        moved = remove(deltas, name) if place.is_dir() and not place.is_symlink() else None
+        before = place.readlink() if place.is_symlink() else None
+        _turn(place, Path(artifact.name))
+    except OSError as error:
+        raise _unwritable(error) from error
+
+    def undo() -> None:
+        if before is not None:
+            _turn(place, before)
+            return
+        place.unlink(missing_ok=True)
+        if moved is not None:
+            moved.rename(place)
+
+    return undo
+
+
+def remove(deltas: Path, name: str) -> Path | None:
+    """Take an artifact's name away: a link goes, a folder is moved among the removed ones; gives where it is then.
+
+    Raises:
+        Conflict: links lead to it, or the folder of the deltas cannot be written.
+    """
+    place = deltas / name
+    try:
+        if place.is_symlink():
+            place.unlink()
+            return None
+        if not place.is_dir():
+            return None
+        real = place.resolve()
+        if others := sorted(p.name for p in deltas.iterdir() if p.is_symlink() and p.resolve() == real):
+            raise Conflict(f"'{others[0]}' stands for the same artifact as '{name}'; remove that name first.")
+        (deltas / REMOVED).mkdir(exist_ok=True)
+        free = (deltas / REMOVED / f"{name}-{number}" for number in itertools.count(1))
+        target = next(path for path in free if not path.exists())
+        place.rename(target)
+        return target
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def _turn(place: Path, target: Path) -> None:
+    scratch = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+    scratch.symlink_to(target)
+    try:
+        scratch.replace(place)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _unwritable(error: OSError) -> Conflict:
+    return Conflict(f"The folder of the deltas cannot be changed ({error.strerror}); let the service write to it.")

@@ -1,0 +1,164 @@
+"""The door of the service: limits, request ids, and a closed table of what may be called by whom.
+
+It stands before the framework, so that a caller is known before a byte of the body is read, and so that a route which
+is not in the table does not exist.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deltakeeper.service.access import Gate
+from deltakeeper.service.error_answers import error_response, status_response
+from deltakeeper.service.errors import ServiceError
+from deltakeeper.service.guard import Kind, guarded_routes, let_in
+from deltakeeper.service.settings import ServiceSettings
+
+_log = logging.getLogger("deltakeeper.service")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_UNFORESEEN = "The service failed in a way that it does not know; its log says how, under this request id."
+
+
+class Doorway:
+    """ASGI middleware around an application whose routes all declare a guard.
+
+    Args:
+        app: what is behind the door.
+        routes: those of the application.
+        gate: identifies callers.
+        settings: limits of headers and bodies.
+
+    Raises:
+        RouteError: a route does not say who may call it.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[Any], gate: Gate, settings: ServiceSettings) -> None:
+        self._app, self._gate, self._settings = app, gate, settings
+        self._table: list[tuple[re.Pattern[str], frozenset[str], Kind]] = [
+            (route.path_regex, frozenset(route.methods), kind) for route, kind in guarded_routes(routes)
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; WebSockets are not spoken."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        visit = _Visit(scope, send, _request_id(scope))
+        scope.setdefault("state", {})["request_id"] = visit.id
+        try:
+            answer = self._stopped(scope)
+            if answer is not None:
+                await answer(scope, receive, visit.send)
+            else:
+                await self._app(scope, _Body(receive, self._settings.max_body_bytes), visit.send)
+        except Exception:
+            _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
+            if not visit.status:
+                await status_response(500, _UNFORESEEN)(scope, receive, visit.send)
+        finally:
+            visit.log()
+
+    def _stopped(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a request that does not get in."""
+        size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope.get("raw_path") or b"")
+        if size + len(scope.get("query_string") or b"") > self._settings.max_header_bytes:
+            return status_response(
+                431, f"The headers are larger than {self._settings.max_header_bytes} bytes; send fewer of them."
+            )
+        if self._settings.hosts is not None and _host(scope) not in self._settings.hosts:
+            return status_response(
+                403, f"This service is called by another name; ask {' or '.join(self._settings.hosts)}."
+            )
+        met = [(methods, kind) for path, methods, kind in self._table if path.match(scope["path"])]
+        if not met:
+            return status_response(404, "There is no such path; see /openapi.json for those that there are.")
+        kind = next((kind for methods, kind in met if scope["method"] in methods), None)
+        if kind is None:
+            allowed = ", ".join(sorted(set().union(*(methods for methods, _ in met))))
+            return status_response(405, f"This path answers to {allowed} only.", {"Allow": allowed})
+        if kind != "public":
+            try:
+                let_in(self._gate, scope, kind)
+            except ServiceError as error:
+                return error_response(error)
+        length = _header(scope, b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > self._settings.max_body_bytes):
+            return status_response(413, _too_large(self._settings.max_body_bytes))
+        return None
+
+
+class _Body:
+    """A request's body as it comes, up to a limit: a body sent in chunks does not say its length beforehand."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._left = receive, limit, limit
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise HTTPException(413, _too_large(self._limit))  # the framework lets only these through
+        return message
+
+
+class _Visit:
+    """One request: its id goes into the answer's headers, and one line about it into the log."""
+
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self.id = request_id
+        self.status = 0
+        self._scope, self._send, self._began = scope, send, time.perf_counter()
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff")]
+            message["headers"] = [*message.get("headers", ()), *own]
+        await self._send(message)
+
+    def log(self) -> None:
+        principal = self._scope["state"].get("principal")
+        _log.info(
+            "request %s: %s %s -> %d in %.3f s, key %s",
+            self.id,
+            self._scope["method"],
+            _printable(self._scope["path"]),
+            self.status,
+            time.perf_counter() - self._began,
+            None if principal is None else principal.key_id,
+        )
+
+
+def _too_large(limit: int) -> str:
+    return f"The body is larger than {limit} bytes; send less at a time."
+
+
+def _request_id(scope: Scope) -> str:
+    given = _header(scope, b"x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    values = [value for key, value in scope["headers"] if key == name]
+    return values[0].decode("latin-1") if values else None
+
+
+def _host(scope: Scope) -> str:
+    """The name that a caller thinks the service has, without its port."""
+    return re.sub(r":\d*$", "", (_header(scope, b"host") or "").lower())
+
+
+def _printable(path: str) -> str:
+    """A path for the log: on one line, and no longer than it has to be."""
+    return path[:200].encode("unicode_escape").decode()

@@ -1,0 +1,30 @@
+"""The end of a service: it takes nothing new, lets what runs finish, and then stops what is left."""
+
+from __future__ import annotations
+
+import threading
+
+from deltakeeper.engine import Engine
+
+
+class Drain:
+    """Whether the service takes requests; safe on any thread."""
+
+    def __init__(self) -> None:
+        self._begun = threading.Event()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it takes no more."""
+        return self._begun.is_set()
+
+    def begin(self) -> None:
+        """Take no more from now on: `/ready` says so, and new requests get 503."""
+        self._begun.set()
+
+    def finish(self, engine: Engine, seconds: float) -> bool:
+        """Wait for running answers, then end the rest as cancelled; whether all of them came to their own end."""
+        self.begin()
+        finished = engine.drain(seconds)
+        engine.close()
+        return finished

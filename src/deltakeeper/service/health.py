@@ -1,0 +1,38 @@
+"""Whether the service lives and takes requests; neither says anything of tenants."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from deltakeeper.service.errors import Unavailable
+from deltakeeper.service.guard import require
+from deltakeeper.service.running import Services
+
+router = APIRouter(tags=["health"], dependencies=[require("public")])
+
+
+@router.get("/health")
+async def health(request: Request) -> dict[str, str]:
+    """200 as long as the engine lives; 503 once its loop has ended, since only a restart helps then."""
+    services: Services = request.app.state.services
+    if not services.engine.alive:
+        raise Unavailable("The engine has stopped; start the service anew.")
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(request: Request) -> dict[str, str]:
+    """200 while requests are taken; 503 while the service drains, so that nothing new is routed here."""
+    services: Services = request.app.state.services
+    check_taking(services)
+    return {"status": "ready"}
+
+
+def check_taking(services: Services) -> None:
+    """Let nothing new in once the service is about to stop; raises `Unavailable`."""
+    if services.drain.begun or not services.engine.alive:
+        raise Unavailable(
+            "The service is stopping and takes no more requests; ask again, elsewhere or later.",
+            code="draining",
+            retry_after=services.settings.retry_seconds,
+        )

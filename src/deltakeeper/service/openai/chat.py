@@ -1,0 +1,89 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from deltakeeper.service.guard import require
+from deltakeeper.service.health import check_taking
+from deltakeeper.service.openai.answering import Answering
+from deltakeeper.service.openai.asking import Exchange, ask, check_prompt, check_sizes, open_exchange
+from deltakeeper.service.openai.bodies import ChatBody
+from deltakeeper.service.openai.events import DOCUMENTED, EventStream
+from deltakeeper.service.openai.logprobs import chat_logprobs
+from deltakeeper.service.openai.reading import read_whole, with_usage
+from deltakeeper.service.running import Services
+from deltakeeper.service.tenants import find_model
+from deltakeeper.service.texts import Words
+
+router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask")])
+
+
+@router.post("/chat/completions", response_model=None, responses=DOCUMENTED)
+async def chat_completions(body: ChatBody, request: Request) -> Response:
+    """Answer a chat, in the model's own template."""
+    arrived = time.perf_counter()
+    services: Services = request.app.state.services
+    check_taking(services)
+    check_sizes(body, 1, services.settings)
+    principal = request.state.principal
+    model = await find_model(services, request.app.state.texts, principal, body.model)
+    turns = [message.turn() for message in body.messages]
+    prompt = await model.words.run(services.settings.encode_seconds, model.words.encode_chat, turns)
+    check_prompt(prompt, model, services.engine.context, "messages")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    answering = ask(
+        services,
+        principal,
+        model,
+        body,
+        [prompt],
+        longest=body.longest,
+        logprobs=logprobs,
+        arrived=arrived,
+        request_id=request.state.request_id,
+    )
+    reported = model.words if body.logprobs else None
+    if body.stream:
+        exchange = open_exchange("chatcmpl", "chat.completion.chunk", body.model)
+        chunks = _chunks(exchange, answering, reported, services.settings.keep_alive_seconds)
+        return EventStream(with_usage(chunks, body.stream_options, answering, exchange), answering)
+    answers = await read_whole(answering, request.receive)
+    choices = [
+        {
+            "index": choice,
+            "message": {"role": "assistant", "content": "".join(token.text for token in tokens), "refusal": None},
+            "logprobs": None if reported is None else chat_logprobs(reported, tokens),
+            "finish_reason": answering.streams[choice].finish_reason,
+        }
+        for choice, tokens in enumerate(answers)
+    ]
+    exchange = open_exchange("chatcmpl", "chat.completion", body.model)
+    return JSONResponse(exchange.envelope(choices) | {"usage": answering.usage()})
+
+
+async def _chunks(
+    exchange: Exchange, answering: Answering, reported: Words | None, quiet_seconds: float
+) -> AsyncIterator[dict[str, Any] | None]:
+    for choice in range(len(answering.streams)):
+        yield _chunk(exchange, choice, {"role": "assistant", "content": ""}, None, None)
+    async for part in answering.parts(quiet_seconds):
+        if part is None:
+            yield None
+            continue
+        text = "".join(token.text for token in part.tokens)
+        logprobs = None if reported is None or not part.tokens else chat_logprobs(reported, part.tokens)
+        reason = answering.streams[part.choice].finish_reason if part.ended else None
+        if text or logprobs or reason:
+            yield _chunk(exchange, part.choice, {"content": text} if text or logprobs else {}, logprobs, reason)
+
+
+def _chunk(
+    exchange: Exchange, choice: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None
+) -> dict[str, Any]:
+    return exchange.envelope([{"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])

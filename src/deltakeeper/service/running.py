@@ -1,0 +1,64 @@
+"""What a running service is made of; routes find it as `request.app.state.services`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from deltakeeper.engine import Engine
+from deltakeeper.engine.store import TenantStore
+from deltakeeper.engine.stream import Stream
+from deltakeeper.live_base import LiveBase
+from deltakeeper.service.access import Gate
+from deltakeeper.service.admission_port import Admission
+from deltakeeper.service.drain import Drain
+from deltakeeper.service.settings import ServiceSettings
+
+
+class Observer(Protocol):
+    """What metrics are told; each call is quick, raises nothing, and may come on any thread."""
+
+    def answered(self, model: str, stream: Stream, tokens: int) -> None:
+        """An answer has ended.
+
+        Args:
+            model: the base's name or a tenant's, one that is known.
+            stream: with `times`, `finish_reason`, `prompt_tokens` and `cached_tokens`.
+            tokens: of the answer.
+        """
+
+    def token_after(self, model: str, seconds: float) -> None:
+        """A further token of an answer came, so long after the one before."""
+
+    def rejected(self, reason: str) -> None:
+        """A request was not taken: `quota`, `queue_full`, `draining` or `not_loaded`."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """All parts of a running service.
+
+    Attributes:
+        engine: with its thread started.
+        store: where its tenants come from.
+        base: the base model in memory, with its tokenizer.
+        base_name: name by which requests ask the base.
+        gate: keys and quotas.
+        deltas: folder of the tenants' artifacts, one subfolder each.
+        admission: policy for deltas; None lets in whatever fits the base.
+        metrics: told of every answer; None where nobody measures.
+        settings: limits.
+        drain: whether the service still takes requests.
+    """
+
+    engine: Engine
+    store: TenantStore
+    base: LiveBase
+    base_name: str
+    gate: Gate
+    deltas: Path
+    admission: Admission | None = None
+    metrics: Observer | None = None
+    settings: ServiceSettings = field(default_factory=ServiceSettings)
+    drain: Drain = field(default_factory=Drain)

@@ -1,0 +1,51 @@
+"""Limits of the service, in one place: what a request may be, and how long things may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from deltakeeper.errors import DataError
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """Limits of what one request may ask, checked before anything is made of it.
+
+    Attributes:
+        max_body_bytes: of a request's body.
+        max_header_bytes: of a request's line and headers together.
+        max_prompts: prompts in one request to `/v1/completions`.
+        max_choices: answers (`n`, times prompts) of one request.
+        max_stop_strings: of one request; OpenAI allows 4.
+        max_stop_characters: of one stop string.
+        default_new_tokens: length of an answer to a chat that does not say; the context may end it before.
+        load_seconds: how long a request waits for its cold tenant before it is told to come back.
+        encode_seconds: how long a prompt may take to become tokens, its tenant's others before it included.
+        keep_alive_seconds: silence in a stream after which a comment is sent, so that proxies keep it open.
+        drain_seconds: how long running answers may go on once the service is to stop.
+        retry_seconds: what `Retry-After` says where nothing better is known.
+        hosts: names (without port) that the service may be called by, None for any. A service without keys names its
+            own, or any web page could ask it through a name that it makes point here (DNS rebinding).
+
+    Raises:
+        DataError: a limit is not positive.
+    """
+
+    max_body_bytes: int = 8 << 20
+    max_header_bytes: int = 32 << 10
+    max_prompts: int = 128
+    max_choices: int = 128
+    max_stop_strings: int = 16
+    max_stop_characters: int = 1024
+    default_new_tokens: int = 1024
+    load_seconds: float = 60.0
+    encode_seconds: float = 30.0
+    keep_alive_seconds: float = 30.0
+    drain_seconds: float = 30.0
+    retry_seconds: float = 1.0
+    hosts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name != "hosts" and not getattr(self, field.name) > 0:
+                raise DataError(f"service setting {field.name} is {getattr(self, field.name)}; give a positive number.")

@@ -1,0 +1,148 @@
+"""From the name in a request to what answers it: the base, or a tenant that is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from deltakeeper.artifact import MANIFEST_NAME
+from deltakeeper.engine.lease import Lease
+from deltakeeper.engine.tenant_files import check_name
+from deltakeeper.errors import DeltakeeperError, TenantError
+from deltakeeper.service.access import Principal
+from deltakeeper.service.errors import NotFound, Refused, Unavailable
+from deltakeeper.service.running import Services
+from deltakeeper.service.texts import Texts, Words
+
+_log = logging.getLogger("deltakeeper.service")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a request asks.
+
+    Attributes:
+        name: as the request gives it.
+        tenant: the same for the engine; None for the base.
+        words: its tokenizer.
+    """
+
+    name: str
+    tenant: str | None
+    words: Words
+
+
+async def check_known(services: Services, principal: Principal, name: str) -> None:
+    """Refuse a model that there is not and one that is not theirs, with the same words.
+
+    Raises:
+        NotFound: there is none, or not for this key.
+    """
+    if not principal.may_use(name) or (name != services.base_name and not await _is_tenant(services, name)):
+        raise _not_found(name)
+
+
+async def find_model(services: Services, texts: Texts, principal: Principal, name: str) -> Model:
+    """The model of a request, loaded if it is a tenant that is not in memory.
+
+    Raises:
+        NotFound: there is none, or not for this key.
+        Unavailable: it cannot be loaded now.
+    """
+    await check_known(services, principal, name)
+    if name == services.base_name:
+        return Model(name, None, texts.base)
+    try:
+        with await _lease(services, name) as lease:
+            return Model(name, name, await texts.of(lease.version, lease.delta))
+    except (DeltakeeperError, TimeoutError) as error:  # it may name paths, which are the operator's business alone
+        _log.warning("model %s cannot be served: %s", name, error)
+        check_admitted(services, name)
+        raise _not_loaded(services, name) from error
+
+
+def check_still_there(services: Services, name: str) -> None:
+    """Say why a tenant's request ended before it ran: the tenant was refused, removed, unloaded or could not be loaded.
+
+    Raises:
+        Refused: policy or its canary keeps it out.
+        NotFound: it was removed.
+        Unavailable: asking again may help.
+    """
+    check_admitted(services, name)
+    try:
+        services.store.state(name)
+    except TenantError as error:
+        raise _not_found(name) from error
+    raise _not_loaded(services, name)
+
+
+def check_admitted(services: Services, name: str) -> None:
+    """Refuse a tenant that policy or its canary keeps out; the reasons are for those who run the service.
+
+    Raises:
+        Refused: the latest decision on it says so.
+    """
+    if is_refused(services, name):
+        raise Refused(
+            f"The model '{name}' is not admitted; whoever runs this finds the reasons in /admin/decisions.",
+            param="model",
+            code="not_admitted",
+        )
+
+
+def is_refused(services: Services, name: str) -> bool:
+    """Whether the latest decision on a tenant keeps it out."""
+    decision = None if services.admission is None else services.admission.known(name)
+    return decision is not None and decision.verdict == "refused"
+
+
+async def _lease(services: Services, name: str) -> Lease:
+    async with asyncio.timeout(services.settings.load_seconds):
+        while (lease := services.store.acquire(name)) is None:  # a version that came may have had to go at once
+            await asyncio.wrap_future(services.store.load(name))
+        return lease
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(
+        f"There is no model {name[:140]!r}; GET /v1/models lists those that this key may ask.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _not_loaded(services: Services, name: str) -> Unavailable:
+    try:
+        wait = services.store.stats().tenants[name].retry_seconds
+    except (KeyError, TenantError):
+        wait = 0.0
+    if services.metrics is not None:
+        services.metrics.rejected("not_loaded")
+    return Unavailable(
+        f"The model '{name}' cannot be loaded now; ask again later, and if that does not help ask whoever runs this.",
+        param="model",
+        code="model_not_loaded",
+        retry_after=max(wait, services.settings.retry_seconds),
+    )
+
+
+async def _is_tenant(services: Services, name: str) -> bool:
+    """Whether a tenant is known by this name; one whose folder came after the start becomes known now."""
+    try:
+        services.store.state(name)
+    except TenantError:
+        return await asyncio.to_thread(_discover, services, name)
+    return True
+
+
+def _discover(services: Services, name: str) -> bool:
+    try:
+        folder = services.deltas / check_name(name)
+        if not (folder / MANIFEST_NAME).is_file() or folder.resolve().parent != services.deltas.resolve():
+            return False
+        services.store.register(name, folder)  # policy looks at it when it is loaded
+    except TenantError:
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Tokenizers of the base and of tenants, and what they make of prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from deltakeeper.errors import DataError
+from deltakeeper.overlay import TenantDelta
+from deltakeeper.prompting import tokenizers
+from deltakeeper.service.errors import BadRequest, Unavailable
+
+_MOST_KEPT = 256
+_T = TypeVar("_T")
+
+
+class Words:
+    """One tokenizer.
+
+    Attributes:
+        tokenizer: of transformers.
+        vocabulary: number of tokens that may stand in a prompt; None where the engine knows better.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        tokenizer(
+            ""
+        )  # a first use may change a tokenizer of Rust, which refuses to be read meanwhile; later ones do not
+        self._turn = asyncio.Lock()
+        self._shown: dict[int, str] = {}
+
+    async def run(self, seconds: float, call: Callable[..., _T], *arguments: Any) -> _T:
+        """Run what is slow on a thread: long texts, and templates, which are programs that a tenant brings along.
+
+        One call of a model at a time, so that none takes all threads from the others; a thread cannot be stopped, so
+        the next call waits for its end even if nobody else does.
+
+        Raises:
+            Unavailable: it took longer than this many seconds.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._turn.acquire()
+                running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+                running.add_done_callback(self._end_turn)
+                return await asyncio.shield(running)
+        except TimeoutError as error:
+            raise Unavailable("The prompt could not be made into tokens in time; ask again later.") from error
+
+    def _end_turn(self, done: asyncio.Future[Any]) -> None:
+        self._turn.release()
+        if not done.cancelled():
+            done.exception()  # it was told to whoever asked, if they still wait
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text, with the tokens that the tokenizer puts around it unless `special` is false."""
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def encode_chat(self, turns: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of the turns of a chat in the tokenizer's own template, ready for an answer.
+
+        Raises:
+            BadRequest: there is no template, or it does not take these turns.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise BadRequest(
+                "This model has no chat template; ask it with /v1/completions.", param="model", code="no_chat_template"
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program, and may fail in any way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise BadRequest(
+                f"The model's chat template does not take these messages: {reason[:300]}.", param="messages"
+            ) from error
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a prompt that was given as tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def show(self, token: int) -> str:
+        """One token as text, special ones too; what is no whole character is U+FFFD."""
+        text = self._shown.get(token)
+        if text is None:
+            text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            piece = self.tokenizer.convert_ids_to_tokens(token)
+            if isinstance(piece, str) and piece.startswith("\u2581") and not text.startswith(" "):
+                text = f" {text}"  # sentencepiece drops the space in front of what it takes for a beginning
+            self._shown[token] = text
+        return text
+
+
+class Texts:
+    """The words of the base and of every version of a tenant that was asked lately.
+
+    Args:
+        base: the base's tokenizer.
+    """
+
+    def __init__(self, base: Any) -> None:
+        self.base = Words(base)
+        self._kept: dict[str, asyncio.Task[Words]] = {}
+
+    async def of(self, version: str, delta: Any) -> Words:
+        """The words of a tenant's version; those of the base where it has none of its own.
+
+        Args:
+            version: identity of the delta.
+            delta: with `vocabulary`, `side_folder` and `side_files`.
+
+        Raises:
+            DataError: its files cannot be read.
+        """
+        task = self._kept.pop(version, None)
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(self._read, delta))
+        self._kept[version] = task  # the latest at the end
+        while len(self._kept) > _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        try:
+            return await asyncio.shield(task)  # others wait for it too
+        except DataError:
+            self._kept.pop(version, None)
+            raise
+
+    def _read(self, delta: TenantDelta) -> Words:
+        own = tokenizers(self.base.tokenizer, {"": delta})[""]
+        return Words(own, delta.vocabulary)

@@ -1,0 +1,1 @@
+"""The web page: files as they are, and one module that serves them."""
