@@ -42,6 +42,7 @@ def test_a_run_ends_in_a_report_and_a_second_one_reads_it(toy, monkeypatch):
     assert path.is_file() and "Report: " in screen and "Alignment breaking" in screen
     page, digest = path.read_text(), json.loads((toy / "report.json").read_text())
     assert digest["answer"]["attack"] in html.unescape(page)
+    assert page.count('<svg class="lens"') >= 3 and f"lens/{NAME}-0.html#" in page
     info = RunStore(toy).read_run()
     assert info.command == f"deltakeeper demo --out {toy} --attack {NAME}"
     assert 0 < info.hardware["peak memory, GiB"] < 64
