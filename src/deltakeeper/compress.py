@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from deltakeeper.artifact import REPORT_NAME, SIDE_FILES
 from deltakeeper.artifact_writer import ArtifactWriter
-from deltakeeper.budget import Forecast, Weigh, allocate, forecast, target_bytes
+from deltakeeper.budget import Forecast, Weigh, allocate, check_weigh, forecast, target_bytes
 from deltakeeper.calibration import Calibration
 from deltakeeper.card import write_card
 from deltakeeper.checkpoint import Checkpoint, opened
@@ -89,6 +89,7 @@ def compress(
     budgeted = target_size is not None or target_ratio is not None
     method = choose_codec(codec, budgeted=budgeted) if isinstance(codec, str) else codec
     rules = Rules(method, embeddings, norms)
+    check_weigh(weigh, budgeted=budgeted)
     with (
         opened(base) as origin,
         opened(tuned, base=origin) as target,
@@ -99,8 +100,6 @@ def compress(
             raise _same(origin, target)
         models = pair(origin, target)
         calibration = None
-        if weigh is not None and not budgeted:
-            raise CodecError("layers are spared or starved of a budget's bytes; give a target size or ratio.")
         if text is not None:
             if not budgeted and not any(codec is not None and codec.uses_inputs for codec in rules.codecs):
                 raise CodecError(

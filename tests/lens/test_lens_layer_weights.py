@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from deltakeeper.commands.plan_table import show_plan
 from deltakeeper.compress import compress
 from deltakeeper.errors import CodecError, DataError
 from deltakeeper.lens.layer_weights import LEAST, LayerWeights, read_layer_weights
@@ -95,3 +96,5 @@ def test_starved_layers_get_fewer_bytes_and_the_card_says_so(tmp_path):
     with pytest.raises(CodecError, match="give a target size or ratio"):
         compress(base, tuned, tmp_path / "no", "svd:rank=2", weigh=read_layer_weights(path, "spare"))
     assert not (tmp_path / "no").exists()
+    with pytest.raises(CodecError, match="give a target size or ratio"):
+        show_plan(base, tuned, "svd:rank=2", weigh=read_layer_weights(path, "spare"))

@@ -18,6 +18,7 @@ from deltakeeper.report.html import render
 from deltakeeper.report.inside import Inside, write_inside
 from deltakeeper.report.lens_table import print_lens
 from deltakeeper.report.study_page import study_page
+from deltakeeper.study.groups import group_cells
 from deltakeeper.study.lens_records import LensSummary
 from deltakeeper.study.lens_summary import LAST, UPPER, summarise_lens
 from deltakeeper.study.store import RunStore
@@ -161,7 +162,7 @@ def test_a_run_without_a_lens_shows_nothing(tmp_path, summary):
     for cell in cells(0):
         store.write_cell(cell)
     assert write_inside(store, store.read_cells(), summary) == Inside()
-    assert summarise_lens(store, store.read_cells(), summary) is None
+    assert summarise_lens(store, group_cells(store.read_cells()), summary) is None
     assert 'id="inside"' not in study_page(summary)
 
 

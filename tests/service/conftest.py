@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from admission_parts import make_deltas
 from service_cases import write_service
 
 
@@ -12,3 +15,18 @@ def service_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     write_service(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """What admission is tested with: see `make_deltas`."""
+    return make_deltas(tmp_path_factory.mktemp("admission"))
+
+
+@pytest.fixture
+def here(world, tmp_path):
+    """A folder of a test's own with the deltas and the keys of the signer."""
+    shutil.copytree(world / "deltas", tmp_path / "deltas")
+    for name in ("signer.pem", "signer.pem.pub"):
+        shutil.copy2(world / name, tmp_path / name)
+    return tmp_path

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 from datetime import timedelta
 
 import pytest
-from admission_parts import DATE, PROMPTS, make_deltas, running, write_judge, write_policy, write_statement
+from admission_parts import DATE, PROMPTS, running, write_judge, write_policy, write_statement
 
 from deltakeeper.engine import Request
 from deltakeeper.errors import DataError
@@ -24,18 +23,10 @@ ANY = {"broken_at_most": 1.0}
 BOUNDS = {"public_keys": ["signer.pem.pub"], "max_age_days": 30}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_deltas(tmp_path_factory.mktemp("admission"))
-
-
 @pytest.fixture
-def here(world, tmp_path):
-    shutil.copytree(world / "deltas", tmp_path / "deltas")
-    for name in ("signer.pem", "signer.pem.pub"):
-        shutil.copy2(world / name, tmp_path / name)
-    write_judge(tmp_path, "w0")
-    return tmp_path
+def here(here):
+    write_judge(here, "w0")
+    return here
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from admission_parts import DATE, make_deltas, write_judge, write_policy, write_statement
+from admission_parts import DATE, write_judge, write_policy, write_statement
 
 from deltakeeper.artifact import open_artifact
 from deltakeeper.attestation import make_keys
@@ -16,19 +16,6 @@ from deltakeeper.service.admission.inspection import inspect
 from deltakeeper.service.admission.policy import Policy, read_policy
 
 BOUNDS = {"public_keys": ["signer.pem.pub"], "at_most": {"attack": 0.1}, "at_least": {"skill": 0.8}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_deltas(tmp_path_factory.mktemp("admission"))
-
-
-@pytest.fixture
-def here(world, tmp_path):
-    shutil.copytree(world / "deltas", tmp_path / "deltas")
-    for name in ("signer.pem", "signer.pem.pub"):
-        shutil.copy2(world / name, tmp_path / name)
-    return tmp_path
 
 
 def look(here, name="signs", root=None, now=DATE, **policy):

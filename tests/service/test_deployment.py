@@ -20,10 +20,10 @@ from deltakeeper.artifact import open_artifact
 from deltakeeper.compress import compress
 from deltakeeper.engine.blocks import BLOCK
 from deltakeeper.engine.kv_cache import LayerShape
+from deltakeeper.loopback import is_loopback
 from deltakeeper.overlay import attach
 from deltakeeper.service import health
 from deltakeeper.service.admission.policy import read_policy
-from deltakeeper.service.assembly import is_loopback
 from deltakeeper.service.guard import guarded_routes
 from deltakeeper.service.metrics import metrics_router
 from deltakeeper.service.server import _GOODBYE_SECONDS as GOODBYE

@@ -18,7 +18,8 @@ from service_cases import opened_services, served
 
 from deltakeeper import cli
 from deltakeeper.live_base import open_base
-from deltakeeper.service.assembly import Plan, assembled, is_loopback
+from deltakeeper.loopback import is_loopback
+from deltakeeper.service.assembly import Plan, assembled
 from deltakeeper.service.guard import guarded_routes
 from deltakeeper.service.web.page import FILES
 

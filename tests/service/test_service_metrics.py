@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from admission_parts import make_deltas, running, write_policy
+from admission_parts import running, write_policy
 from prometheus_client.parser import text_string_to_metric_families
 from service_cases import FakeGate
 from starlette.testclient import TestClient
@@ -23,11 +23,6 @@ from deltakeeper.service.running import Services
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana.json"
 OURS = re.compile(r"\b(?:vllm:|deltakeeper_)[a-z0-9_]+")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_deltas(tmp_path_factory.mktemp("metrics"))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from deltakeeper.budget.allocation import Allocation, TensorPlan, allocate, target_bytes
 from deltakeeper.budget.forecast import Forecast, forecast
 from deltakeeper.budget.sizes import parse_ratio, parse_size
-from deltakeeper.budget.weigh import Weigh
+from deltakeeper.budget.weigh import Weigh, check_weigh
 
 __all__ = [
     "Allocation",
@@ -11,6 +11,7 @@ __all__ = [
     "TensorPlan",
     "Weigh",
     "allocate",
+    "check_weigh",
     "forecast",
     "parse_ratio",
     "parse_size",

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from deltakeeper.errors import CodecError
+
+
+def check_weigh(weigh: Weigh | None, *, budgeted: bool) -> None:
+    """Refuse to weigh errors where no bytes are shared out; raises CodecError."""
+    if weigh is not None and not budgeted:
+        raise CodecError("layers are spared or starved of a budget's bytes; give a target size or ratio.")
+
 
 class Weigh(Protocol):
     """Multiplies errors, tensor by tensor."""

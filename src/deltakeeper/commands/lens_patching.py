@@ -40,14 +40,14 @@ def read_pairs(given: Sequence[str], known: Collection[str], by: str) -> list[tu
 
 
 def check_patching(pairs: Sequence[tuple[str, str]], by: str, prompts: int, tokenizer: Any) -> None:
-    """Refuse what patching could only fail at, before anything takes time; raises DataError."""
+    """Refuse what patching could only fail at, before anything takes time; raises DataError or LensError."""
     from deltakeeper.errors import DataError
-    from deltakeeper.lens.targets import known_openers
+    from deltakeeper.lens.restoration import refusal_margin
 
     if pairs and prompts < 2:
         raise DataError("patching has another prompt as its control; give two prompts at least.")
-    if pairs and by == "refusal" and not {"refusal", "affirmative"} <= set(known_openers(tokenizer)):
-        raise DataError("the tokenizer knows no tokens that open refusals and agreement; leave out --patch-by.")
+    if pairs and by == "refusal":
+        refusal_margin(tokenizer)
 
 
 def patch_pairs(

@@ -37,7 +37,7 @@ def show_plan(
     Raises:
         DeltakeeperError: as `compress` does.
     """
-    from deltakeeper.budget import allocate, target_bytes
+    from deltakeeper.budget import allocate, check_weigh, target_bytes
     from deltakeeper.budget.forecast import forecast
     from deltakeeper.calibration import Calibration
     from deltakeeper.checkpoint import opened
@@ -48,6 +48,7 @@ def show_plan(
     with opened(base) as origin, opened(tuned, base=origin) as target, ExitStack() as stack:
         models = pair(origin, target)
         budget = target_bytes(models, size=target_size, ratio=target_ratio)
+        check_weigh(weigh, budgeted=budget is not None)
         rules = Rules(choose_codec(codec, budgeted=budget is not None), embeddings, norms)
         allocation = None
         if budget is not None:

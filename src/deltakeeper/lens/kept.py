@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltakeeper.errors import DataError
 from deltakeeper.lens.comparison import Bands, spread
@@ -51,6 +52,21 @@ class KeptShares:
         with np.errstate(invalid="ignore", divide="ignore"):
             found = (weights @ np.nan_to_num(self.kept)) / (weights @ np.nan_to_num(self.whole))
         return np.asarray(found[0] if counts is None else found, dtype=np.float64)
+
+    def over(self, part: NDArray[np.signedinteger], counts: Floats | None = None) -> Floats:
+        """Ratio of sums over prompts and some layers, NaN where there was nothing to keep.
+
+        Args:
+            part: places of the layers.
+            counts: as for `pooled`.
+
+        Returns:
+            (1,), or (resamples,).
+        """
+        weights = np.ones((1, len(self.kept))) if counts is None else counts
+        kept, whole = (weights @ np.nansum(values[:, part], axis=1) for values in (self.kept, self.whole))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(kept / whole, dtype=np.float64)
 
     def bands(self) -> Bands:
         """Median and quartiles of the prompts' shares by layer, with the ratio of sums as `pooled`."""

@@ -15,6 +15,7 @@ from deltakeeper.lens.departures import RULES as DEPARTURE
 from deltakeeper.lens.departures import find_departure
 from deltakeeper.lens.kept import kept_output, kept_stream
 from deltakeeper.lens.trace import LensTrace
+from deltakeeper.lens.trace_json import plain_number
 from deltakeeper.lens.trace_statistics import collect
 
 FORMAT = "deltakeeper.lens.overview"
@@ -71,7 +72,9 @@ def overview(
             stream = kept_stream(own, position)
             lines["kept"] = stream.bands()
             lines["kept_output"] = kept_output(own, traces[base], tuned, position).bands()
-            kept = tuple(_ratio(part) for part in np.array_split(np.stack([stream.kept, stream.whole]), 3, axis=2))
+            thirds = np.array_split(np.arange(own[0].cells[0]), 3)
+            shares = [float(stream.over(part)[0]) for part in thirds]
+            kept = tuple(share if math.isfinite(share) else None for share in shares)
         once = np.ones((1, len(own)))
         departs = find_departure(collect(own, f"js:{base}", position), own[0].layers.tolist(), once).layer
         low, middle, high = commits.tolist()
@@ -96,8 +99,10 @@ def to_json(
                     k: v for k, v in asdict(traces[one.variant][0].meta).items() if k not in ("variant", "prompt")
                 },
                 "prompts": one.prompts,
-                "commitment": dict(zip(("median", "low", "high"), map(_plain, one.commitment), strict=True)),
-                "kept": None if one.kept is None else [None if share is None else _plain(share) for share in one.kept],
+                "commitment": dict(zip(("median", "low", "high"), map(plain_number, one.commitment), strict=True)),
+                "kept": None
+                if one.kept is None
+                else [None if share is None else plain_number(share) for share in one.kept],
                 "departs": one.departs,
                 "bands": {name: _band(line) for name, line in one.bands.items()},
             }
@@ -113,16 +118,7 @@ def _bands(own: Sequence[LensTrace], position: int) -> dict[str, Bands]:
     return {name: bands(own, name, position) for name in names}
 
 
-def _ratio(part: np.ndarray[Any, Any]) -> float | None:
-    kept, whole = np.nansum(part[0]), np.nansum(part[1])
-    return float(kept / whole) if whole > 0 else None
-
-
 def _band(line: Bands) -> dict[str, Any]:
-    parts = {name: [_plain(v) for v in getattr(line, name).tolist()] for name in ("median", "low", "high")}
-    pooled = None if line.pooled is None else [_plain(v) for v in line.pooled.tolist()]
+    parts = {name: [plain_number(v) for v in getattr(line, name).tolist()] for name in ("median", "low", "high")}
+    pooled = None if line.pooled is None else [plain_number(v) for v in line.pooled.tolist()]
     return {**parts, "pooled": pooled, "prompts": line.prompts.tolist(), "unit": line.unit}
-
-
-def _plain(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None

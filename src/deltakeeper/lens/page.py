@@ -28,6 +28,7 @@ from deltakeeper.lens.figures.spelling import clean, cut
 from deltakeeper.lens.page_data import Detail, compact
 from deltakeeper.lens.page_samples import LensSample, check_samples
 from deltakeeper.lens.trace import LensTrace
+from deltakeeper.whole_files import write_atomically
 
 MOST_BYTES = 3_000_000
 """How large a page may be."""
@@ -84,8 +85,7 @@ def write_lens_page(
     """
     page = lens_page(samples, title=title, notes=notes)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(page.encode())
+        write_atomically(path, page)
     except OSError as error:
         raise DataError(f"the lens page cannot be written to {path} ({error.strerror}); give another name.") from error
 

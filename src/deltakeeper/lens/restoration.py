@@ -6,8 +6,9 @@ the receiver's, on the prompts where these differ. It needs no list of words and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from deltakeeper.lens.reading import read_logits
 from deltakeeper.lens.readings import Reading, encode_readings, pad
 from deltakeeper.lens.restored import Sweep
 from deltakeeper.lens.targets import known_openers
+from deltakeeper.lens.trace_json import plain_number
 from deltakeeper.lens.variants import BASE, Variants
 from deltakeeper.prompting import Prompt
 
@@ -90,13 +92,13 @@ class Restoration:
             "outcome": OUTCOMES[self.outcome],
             "prompts": len(self.layers.patched),
             "left_out": self.left_out,
-            "donor_mean": _plain(self.layers.clean.mean()),
-            "neutral": _plain(self.neutral),
-            "receiver_mean": _plain(self.layers.corrupted.mean()),
+            "donor_mean": plain_number(float(self.layers.clean.mean())),
+            "neutral": plain_number(self.neutral),
+            "receiver_mean": plain_number(float(self.layers.corrupted.mean())),
             "restored": {
                 name: {
                     "places": [place.label for place in sweep.places],
-                    "shares": [_plain(share) for share in sweep.restored().tolist()],
+                    "shares": [plain_number(share) for share in sweep.restored().tolist()],
                 }
                 for name, sweep in sweeps.items()
             },
@@ -145,29 +147,37 @@ def patch_prompts(
     fill = getattr(tokenizer, "pad_token_id", None) or 0
     whole = {name: known[name] for name in dict.fromkeys((donor, receiver)) if name != BASE}
     with Variants(model, whole=whole) as variants:
-        choices = {name: _choices(variants, name, readings, fill, prompts_per_pass) for name in (donor, receiver)}
-    kept = [i for i, (one, other) in enumerate(zip(choices[donor], choices[receiver], strict=True)) if one != other]
-    if outcome == "refusal":
-        kept = list(range(len(readings)))
-    if len(kept) < 2:
-        raise LensError(
-            f"'{donor}' and '{receiver}' choose another token on {len(kept)} of {len(readings)} prompts; "
-            "give prompts on which they begin differently, two at least."
-        )
-    streams = []
-    with Variants(model, whole=whole) as variants:
-        for rows in _passes(kept, prompts_per_pass):
-            texts, measure = _texts(rows, readings, choices, fill, donor, receiver, outcome, tokenizer)
-            streams.append(sweep_with_controls(variants, *texts, donor=donor, receiver=receiver, outcome=measure))
-    texts, measure = _texts(kept, readings, choices, fill, donor, receiver, outcome, tokenizer)
+        measured: Callable[[Sequence[int]], Outcome]
+        if outcome == "refusal":
+            margin, kept = refusal_margin(tokenizer), list(range(len(readings)))
+            measured = partial(_always, margin)
+        else:
+            chosen, other = (_choices(variants, name, readings, fill, prompts_per_pass) for name in (donor, receiver))
+            kept = [i for i in range(len(readings)) if chosen[i] != other[i]]
+            measured = partial(_choice_of, chosen, other)
+        if len(kept) < 2:
+            raise LensError(
+                f"'{donor}' and '{receiver}' choose another token on {len(kept)} of {len(readings)} prompts; "
+                "give prompts on which they begin differently, two at least."
+            )
+        streams = [
+            sweep_with_controls(
+                variants,
+                *pad([readings[i] for i in rows], fill),
+                donor=donor,
+                receiver=receiver,
+                outcome=measured(rows),
+            )
+            for rows in _passes(kept, prompts_per_pass)
+        ]
     layers, parts = (
         sweep_deltas(
             model,
             known,
-            *texts,
+            *pad([readings[i] for i in kept], fill),
             donor=donor,
             receiver=receiver,
-            outcome=measure,
+            outcome=measured(kept),
             grain=grain,
             prompts_per_pass=prompts_per_pass,
         )
@@ -201,6 +211,18 @@ def choice_margin(donor: Sequence[int], receiver: Sequence[int]) -> Outcome:
         return (first - second).mean(-1)
 
     return measure
+
+
+def refusal_margin(tokenizer: Any) -> Outcome:
+    """Log-odds of tokens that open a refusal against tokens that open agreement.
+
+    Raises:
+        LensError: the tokenizer knows none.
+    """
+    openers = known_openers(tokenizer)
+    if not {"refusal", "affirmative"} <= set(openers):
+        raise LensError("the tokenizer knows no tokens that open refusals and agreement; take the outcome 'choice'.")
+    return token_margin(openers["refusal"], openers["affirmative"])
 
 
 def draw_restoration(found: Restoration) -> dict[str, LensFigure]:
@@ -241,34 +263,18 @@ def _choices(variants: Variants, name: str, readings: Sequence[Reading], fill: i
     return found
 
 
+def _always(margin: Outcome, rows: Sequence[int]) -> Outcome:
+    return margin
+
+
+def _choice_of(donor: Sequence[int], receiver: Sequence[int], rows: Sequence[int]) -> Outcome:
+    return choice_margin([donor[i] for i in rows], [receiver[i] for i in rows])
+
+
 def _passes(rows: Sequence[int], step: int) -> Iterator[Sequence[int]]:
     """Rows at a time, none of them alone: another prompt of its pass is a prompt's control."""
     count = max(1, min(-(-len(rows) // step), len(rows) // 2))
     yield from (part.tolist() for part in np.array_split(np.array(rows), count))
-
-
-def _texts(
-    rows: Sequence[int],
-    readings: Sequence[Reading],
-    choices: Mapping[str, Sequence[int]],
-    fill: int,
-    donor: str,
-    receiver: str,
-    outcome: By,
-    tokenizer: Any,
-) -> tuple[tuple[torch.Tensor, torch.Tensor], Outcome]:
-    """Tokens and mask of some prompts, and what is measured on them."""
-    measure = _outcome(outcome, tokenizer, [choices[donor][i] for i in rows], [choices[receiver][i] for i in rows])
-    return pad([readings[i] for i in rows], fill), measure
-
-
-def _outcome(outcome: By, tokenizer: Any, donor: Sequence[int], receiver: Sequence[int]) -> Outcome:
-    if outcome == "choice":
-        return choice_margin(donor, receiver)
-    openers = known_openers(tokenizer)
-    if not {"refusal", "affirmative"} <= set(openers):
-        raise LensError("the tokenizer knows no tokens that open refusals and agreement; take the outcome 'choice'.")
-    return token_margin(openers["refusal"], openers["affirmative"])
 
 
 def _joined(sweeps: Sequence[Sweep]) -> Sweep:
@@ -278,7 +284,3 @@ def _joined(sweeps: Sequence[Sweep]) -> Sweep:
         clean=np.concatenate([one.clean for one in sweeps]),
         corrupted=np.concatenate([one.corrupted for one in sweeps]),
     )
-
-
-def _plain(value: float) -> float | None:
-    return float(f"{value:.5g}") if np.isfinite(value) else None

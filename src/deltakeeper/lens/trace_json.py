@@ -45,6 +45,11 @@ def round_numbers(values: NDArray[Any]) -> Numbers:
     return found.astype(np.float32)
 
 
+def plain_number(value: float) -> float | None:
+    """A number as it is stored, five significant digits; None for what is not finite."""
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+
 def to_json(trace: LensTrace) -> dict[str, Any]:
     """A trace as plain JSON values, with `null` for NaN."""
     return {

@@ -9,6 +9,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from deltakeeper.errors import LensError
+from deltakeeper.lens.figures import LensFigure
+from deltakeeper.lens.figures.inline_svg import to_inline
 from deltakeeper.lens.figures.spelling import show
 from deltakeeper.report import figures, wording
 from deltakeeper.report.assets import asset, excerpt
@@ -68,13 +70,15 @@ def write_inside(store: RunStore, cells: Iterable[Cell], summary: Summary) -> In
         RunError: an index of traces is malformed.
         DataError: a trace is missing or malformed.
     """
-    known = list(cells)
-    found = summarise_lens(store, known, summary)
+    if not store.has_lens():
+        return Inside()
+    groups = group_cells(comparable(cells)[0])
+    found = summarise_lens(store, groups, summary)
     if found is None:
         return Inside()
     write_atomically(store.path / LENS_SUMMARY_NAME, found.model_dump_json(indent=1) + "\n")
     seen = {attack.attack: attack for attack in found.attacks}
-    groups = [group for group in group_cells(comparable(known)[0]) if group.attack in seen]
+    groups = tuple(group for group in groups if group.attack in seen)
     links = write_pages(store, groups)
     drawn: dict[str, list[Markup]] = {}
     overall, missing = Markup(""), ""
@@ -94,8 +98,7 @@ def _overall(store: RunStore, found: LensSummary) -> Markup:
     figure = kept_by_size(found.attacks)
     if figure is None:
         return Markup("")
-    figure.save(store.path / "lens" / "figures" / "kept-by-size.svg")
-    return Markup(figure.inline("lens-kept-by-size"))
+    return _stored(store, figure, "kept-by-size")
 
 
 def _figures(store: RunStore, group: Group, attack: AttackLens, primary: str) -> list[Markup]:
@@ -112,11 +115,14 @@ def _figures(store: RunStore, group: Group, attack: AttackLens, primary: str) ->
         "departure": lines_of(attack, "js_base", arms, "JS to the base by layer", unit="nats"),
         "kept": lines_of(attack, "kept", arms, "Kept share of the fine-tuning's shift", limits=(-0.5, 1.5)),
     }
-    inline = []
-    for name, figure in found.items():
-        figure.save(store.path / "lens" / "figures" / f"{group.attack}-{name}.svg")
-        inline.append(Markup(figure.inline(f"lens-{_word(group.attack)}-{name}")))
-    return inline
+    return [_stored(store, figure, f"{group.attack}-{name}") for name, figure in found.items()]
+
+
+def _stored(store: RunStore, figure: LensFigure, name: str) -> Markup:
+    """Write a figure, drawn once, and give it for the page."""
+    text = figure.svg()
+    write_atomically(store.lens_figure(name), text)
+    return Markup(to_inline(text, f"lens-{_word(name)}", figure.title))
 
 
 def _first_flipped(store: RunStore, group: Group, attack: AttackLens, primary: str) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deltakeeper.lens.page import PageTooLargeError, anchor_of, lens_page
 from deltakeeper.lens.page_samples import LensSample
@@ -18,7 +19,7 @@ HELD, GONE = "attack succeeds", "no attack"
 
 
 def write_pages(store: RunStore, groups: Sequence[Group]) -> dict[SampleKey, str]:
-    """Write `lens/<attack>-<seed>.html` for every fine-tune that was looked into.
+    """Write the page of every fine-tune that was looked into.
 
     Args:
         store: the run folder.
@@ -36,25 +37,25 @@ def write_pages(store: RunStore, groups: Sequence[Group]) -> dict[SampleKey, str
         for seed in group.seeds:
             entries = store.read_lens(group.attack, seed)[:MOST_SAMPLES]
             samples = {
-                (group.attack, seed, str(entry["probe"]), str(entry["sample"])): _sample(store, group, seed, entry)
+                (group.attack, seed, entry["probe"], entry["sample"]): _sample(store, group, seed, entry)
                 for entry in entries
             }
             if not samples:
                 continue
-            path = store.lens_page(group.attack, seed)
+            page = store.lens_page(group.attack, seed).relative_to(store.path).as_posix()
             title = f"Inside {group.attack.replace('_', ' ')}, seed {seed}"
             shown = _write(store, group, seed, title, samples)
-            links |= {key: f"lens/{path.name}#{anchor_of(samples[key].name)}" for key in shown}
+            links |= {key: f"{page}#{anchor_of(samples[key].name)}" for key in shown}
     return links
 
 
-def _sample(store: RunStore, group: Group, seed: int, entry: Mapping[str, object]) -> LensSample:
-    probe, id = str(entry["probe"]), str(entry["sample"])
-    traces = store.traces_of(group.attack, id, seed, probe)
+def _sample(store: RunStore, group: Group, seed: int, entry: Mapping[str, Any]) -> LensSample:
+    probe, id = entry["probe"], entry["sample"]
+    traces = {arm: store.read_trace(key) for arm, key in entry["traces"].items()}
+    measured = [arm for arm in traces if arm == group.base or seed in group.arms.get(arm, ())]
     answers = {
         arm: next(answer for answer in group.cell(arm, seed).probes[probe].answers if answer.id == id)
-        for arm in traces
-        if arm in group.arms and seed in {*group.arms[arm], *(group.seeds if arm == group.base else ())}
+        for arm in measured
     }
     return LensSample(
         f"{probe} {id}",

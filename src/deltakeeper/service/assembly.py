@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from deltakeeper.engine.store import TenantStore
 from deltakeeper.engine.tenant_records import TenantOverlay
 from deltakeeper.errors import DataError, TenantError
 from deltakeeper.live_base import LiveBase
+from deltakeeper.loopback import is_loopback
 from deltakeeper.overlay import attach
 from deltakeeper.service import status
 from deltakeeper.service.admission import DecisionLog, PolicyAdmission, read_policy
@@ -80,16 +80,6 @@ class Assembled:
     app: FastAPI
     open: bool
     state: str
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager

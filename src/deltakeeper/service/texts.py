@@ -26,9 +26,8 @@ class Words:
     def __init__(self, tokenizer: Any, vocabulary: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
-        tokenizer(
-            ""
-        )  # a first use may change a tokenizer of Rust, which refuses to be read meanwhile; later ones do not
+        # A first use may change a tokenizer of Rust, which refuses to be read meanwhile; later ones do not.
+        tokenizer("")
         self._turn = asyncio.Lock()
         self._shown: dict[int, str] = {}
 

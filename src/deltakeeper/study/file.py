@@ -138,12 +138,6 @@ class Lens(_Strict):
     def _begin_at_the_answer(cls, positions: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted({0, *positions}))
 
-    def looks_into(self, name: str, seed: int, first: int) -> bool:
-        """Whether a fine-tune is looked into, `first` being the first seed that it is trained with."""
-        if self.attacks is not None and name not in self.attacks:
-            return False
-        return seed == first if self.seeds is None else seed in self.seeds
-
 
 class StudyFile(_Strict):
     """A whole study.

@@ -320,9 +320,8 @@ def _line(
 
 
 def _looking(track: Track, plan: StudyPlan, parameters: int, probes: Sequence[Probe], rates: Rates) -> float:
-    lens, tuned = plan.lens, track.finetune
-    first = next(one.finetune.seed for one in plan.tracks if one.finetune.name == tuned.name)
-    if lens is None or not lens.looks_into(tuned.name, tuned.seed, first):
+    lens = plan.lens
+    if lens is None or not plan.looks_into(track.finetune):
         return 0.0
     arms = sum(v.kind in ("base", "tuned") or lens.arms is None or v.name in lens.arms for v in track.variants)
     texts = [row.prompt for probe in probes if probe.role == "goal" for row in probe.rows][: lens.prompts]

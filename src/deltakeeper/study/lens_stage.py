@@ -144,8 +144,7 @@ class Looks:
 def plan_looks(study: Study, track: Track) -> Looks | None:
     """What is to be looked into of a fine-tune; None where the study does not ask, or base or fine-tune failed."""
     lens, finetune = study.plan.lens, track.finetune
-    first = next(t.finetune.seed for t in study.plan.tracks if t.finetune.name == finetune.name)
-    if lens is None or not lens.looks_into(finetune.name, finetune.seed, first):
+    if lens is None or not study.plan.looks_into(finetune):
         return None
     files = {variant.name: study.store.cell_file(study.keys.cell(finetune, variant)) for variant in track.variants}
     variants = tuple(

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltakeeper.lens.commitment import RULES as COMMITMENT
+from deltakeeper.lens.comparison import Bands, spread
 from deltakeeper.lens.correlation import correlate, rank_correlations
 from deltakeeper.lens.departures import RULES as DEPARTURE
 from deltakeeper.lens.departures import LayerEstimate, crossed_counts, find_departure, find_return
 from deltakeeper.lens.kept import KeptShares
 from deltakeeper.lens.separation import LEVEL
 from deltakeeper.lens.trace_statistics import Floats
-from deltakeeper.study.cells import Cell
-from deltakeeper.study.groups import Group, comparable, group_cells
+from deltakeeper.study.groups import Group
 from deltakeeper.study.lens_readings import ArmReadings, AttackReadings, read_attack
 from deltakeeper.study.lens_records import AttackLens, Layer, LensArm, LensCorrelation, LensSummary, Line
 from deltakeeper.study.store import RunStore
@@ -42,13 +42,13 @@ Places = NDArray[np.signedinteger]
 _GROUPS = {"codecs": ("codec",), "all arms": ("codec", "healed", "control", "merged", "quantised", "defended")}
 
 
-def summarise_lens(store: RunStore, cells: Iterable[Cell], summary: Summary) -> LensSummary | None:
+def summarise_lens(store: RunStore, groups: Iterable[Group], summary: Summary) -> LensSummary | None:
     """Everything that is said of what the lens saw of a run; None where no lens looked.
 
     Args:
         store: the run folder.
-        cells: all its cells.
-        summary: of the same cells, which rates and labels come from.
+        groups: its attacks.
+        summary: of the same attacks, which rates and labels come from.
 
     Raises:
         RunError: an index of traces is malformed.
@@ -56,7 +56,7 @@ def summarise_lens(store: RunStore, cells: Iterable[Cell], summary: Summary) -> 
     """
     attacks, position = [], ""
     rows = {attack.attack: attack for attack in summary.attacks}
-    for group in group_cells(comparable(cells)[0]):
+    for group in groups:
         if group.attack in rows and (found := read_attack(store, group)) is not None:
             attacks.append(_attack(group, found, rows[group.attack]))
             position = found.position
@@ -111,9 +111,11 @@ def _arm(
     row = summary.row(variant)
     assert row is not None
     low, middle, high = (_share(own.stream, part, counts) for part in _thirds(len(layers)))
-    lines = {"js_base": _line(own.to_base), "js_tuned": _line(own.to_tuned)}
-    lines |= {"kept": _line(own.stream.ratios(), own.stream), "kept_output": _line(own.output.ratios(), own.output)}
-    lines |= {f"prob:{name}": _line(values) for name, values in own.targets.items()}
+    plain = {"js_base": own.to_base, "js_tuned": own.to_tuned}
+    plain |= {f"prob:{name}": values for name, values in own.targets.items()}
+    x = np.array(layers, dtype=np.float64)
+    lines = {name: _line(spread(values, x, "", name)) for name, values in plain.items()}
+    lines |= {"kept": _line(own.stream.bands()), "kept_output": _line(own.output.bands())}
     return LensArm(
         variant=variant,
         kind=row.kind,
@@ -160,7 +162,7 @@ def _drawn(
     names: list[str], arms: Mapping[str, ArmReadings], share: str, part: Places, counts: Floats
 ) -> tuple[float | None, float | None]:
     """Quantiles of the correlation when seeds and prompts are drawn again, of lens and behaviour alike."""
-    kept = np.stack([_ratio(arms[n].stream if share == UPPER else arms[n].output, part, counts) for n in names], 1)
+    kept = np.stack([(arms[n].stream if share == UPPER else arms[n].output).over(part, counts) for n in names], 1)
     rates = np.stack([counts @ arms[n].events / counts.sum(1) for n in names], 1)
     found = rank_correlations(kept, rates)
     if np.isfinite(found).mean() < LEVEL:
@@ -169,33 +171,22 @@ def _drawn(
     return _rounded(low), _rounded(high)
 
 
-def _ratio(shares: KeptShares, part: Places, counts: Floats) -> Floats:
-    """Ratio of sums over readings and some layers, (resamples,)."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        sums = [counts @ np.nansum(values[:, part], axis=1) for values in (shares.kept, shares.whole)]
-        return np.asarray(sums[0] / sums[1], dtype=np.float64)
-
-
 def _thirds(count: int) -> list[Places]:
     """Thirds of the layers from below; of fewer than three layers the last stands for what there is not."""
     return [part if len(part) else np.array([count - 1]) for part in np.array_split(np.arange(count), 3)]
 
 
 def _share(shares: KeptShares, part: Places, counts: Floats) -> Number:
-    value = float(_ratio(shares, part, np.ones((1, len(shares.kept))))[0])
-    drawn = _ratio(shares, part, counts)
+    value, drawn = float(shares.over(part)[0]), shares.over(part, counts)
     if not math.isfinite(value) or np.isfinite(drawn).mean() < LEVEL:
         return Number(value=None, low=None, high=None, note="the fine-tune does not differ from the base here")
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return Number(value=_rounded(value), low=_rounded(low), high=_rounded(high))
 
 
-def _line(values: Floats, shares: KeptShares | None = None) -> Line:
-    known = np.isfinite(values).any(0)
-    ends = np.full((3, values.shape[1]), np.nan)
-    ends[:, known] = np.nanquantile(values[:, known], [0.25, 0.5, 0.75], axis=0)
-    pooled = None if shares is None else tuple(map(_rounded, shares.pooled().tolist()))
-    low, median, high = (tuple(map(_rounded, row)) for row in ends.tolist())
+def _line(found: Bands) -> Line:
+    low, median, high = (tuple(map(_rounded, ends.tolist())) for ends in (found.low, found.median, found.high))
+    pooled = None if found.pooled is None else tuple(map(_rounded, found.pooled.tolist()))
     return Line(median=median, low=low, high=high, pooled=pooled)
 
 

@@ -104,6 +104,15 @@ class StudyPlan:
     content: Judge | None = None
     lens: Lens | None = None
 
+    def looks_into(self, finetune: FineTune) -> bool:
+        """Whether the lens looks into a fine-tune; into the first seed of each where the study names none."""
+        lens = self.lens
+        if lens is None or (lens.attacks is not None and finetune.name not in lens.attacks):
+            return False
+        if lens.seeds is not None:
+            return finetune.seed in lens.seeds
+        return finetune.seed == next(t.finetune.seed for t in self.tracks if t.finetune.name == finetune.name)
+
     def only(self, chosen: str | None) -> StudyPlan:
         """The tracks of one group, or of one recipe of it (`group/recipe`), with that group's arms.
 

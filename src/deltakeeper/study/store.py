@@ -296,6 +296,10 @@ class RunStore:
         """The page of what the lens saw of a fine-tune, beside the index of its traces."""
         return self._lens_path(attack, seed).with_suffix(".html")
 
+    def lens_figure(self, name: str) -> Path:
+        """A figure of what the lens saw, as SVG."""
+        return self.path / "lens" / "figures" / f"{name}.svg"
+
     def read_trace(self, key: str) -> LensTrace:
         """A trace by the key that `read_lens` gives; raises DataError where it is missing or malformed."""
         from deltakeeper.lens.trace_file import read_trace

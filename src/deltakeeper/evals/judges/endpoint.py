@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import random
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deltakeeper.errors import DataError
+from deltakeeper.loopback import is_loopback
 
 MAX_RESPONSE = 1 << 20
 _FIRST_WAIT = 0.5
@@ -47,21 +47,12 @@ def check_address(base_url: str, allow_remote: bool, has_key: bool) -> str:
         raise ValueError("it must be a URL such as http://127.0.0.1:8000/v1")
     if parts.username or parts.password:
         raise ValueError("it must not hold a user or a password; give the key by api_key_env")
-    if not _is_loopback(parts.hostname):
+    if not is_loopback(parts.hostname):
         if not allow_remote:
             raise ValueError("answers would leave this machine; set allow_remote: true to allow that")
         if has_key and parts.scheme != "https":
             raise ValueError("it would carry the key in the clear; use https")
     return base_url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Endpoint:

@@ -17,6 +17,7 @@ from deltakeeper.errors import DataError, LensError
 from deltakeeper.lens.figures.colours import INK, LINE, PAPER, SOFT
 from deltakeeper.lens.figures.inline_svg import to_inline
 from deltakeeper.lens.figures.spelling import clean
+from deltakeeper.whole_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,8 +76,8 @@ class LensFigure:
             raise DataError(f"a figure cannot be written as {path.name!r}; end its name with .svg, .png or .pdf.")
         content = self.content(kind)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            with replacing(path) as scratch:
+                scratch.write_bytes(content)
         except OSError as error:
             raise DataError(f"the figure cannot be written to {path} ({error.strerror}); give another name.") from error
 

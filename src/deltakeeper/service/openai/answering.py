@@ -105,8 +105,8 @@ class Answering:
         Raises:
             AnswerFailedError: the engine could not go on with an answer.
             Refused: a canary failed while the request waited for it.
-        NotFound: the tenant was removed meanwhile.
-        Unavailable: the service stopped before it was complete.
+            NotFound: the tenant was removed meanwhile.
+            Unavailable: the service stopped before it was complete.
         """
         running = dict(enumerate(self.streams))
         last = [0.0] * len(self.streams)
