@@ -44,6 +44,10 @@ def serve(
     public_metrics: Annotated[
         bool, typer.Option("--public-metrics", help="Show /metrics, which names tenants, without an admin key.")
     ] = False,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(help="Where traces are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces."),
+    ] = None,
     drain_seconds: Annotated[float, typer.Option(help="How long answers may go on after a signal to stop.")] = 30.0,
 ) -> None:
     """Serve a base and its fine-tunes over HTTP, as OpenAI's clients ask: the tenant is the `model`.
@@ -76,6 +80,7 @@ def serve(
         host=host,
         policy=policy,
         delta_bytes=int(deltas_gib * _GIB),
+        traces=otlp_traces_endpoint,
         public_metrics=public_metrics,
         engine=EngineSettings(kv_bytes=int(kv_gib * _GIB), max_running=max_running, threads=threads),
         settings=ServiceSettings(drain_seconds=drain_seconds),

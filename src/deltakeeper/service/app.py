@@ -44,7 +44,9 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
     add_error_answers(app)
     for router in (health.router, models.router, chat.router, completions.router, _document, *more):
         app.include_router(router)
-    app.add_middleware(Doorway, routes=app.routes, gate=services.gate, settings=services.settings)
+    app.add_middleware(
+        Doorway, routes=app.routes, gate=services.gate, settings=services.settings, traces=services.traces
+    )
     return app
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
@@ -23,7 +24,7 @@ from deltakeeper.service.admission import decisions as decision_routes
 from deltakeeper.service.admission import deltas as delta_routes
 from deltakeeper.service.app import build_app
 from deltakeeper.service.metrics import ServiceMetrics, metrics_router
-from deltakeeper.service.running import Services
+from deltakeeper.service.running import Services, Tracer
 from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenancy import admin_keys
 from deltakeeper.service.tenancy.database import State, open_state
@@ -47,6 +48,7 @@ class Plan:
         policy: file that says what a delta must show; None lets in whatever fits the base.
         delta_bytes: memory of all deltas together.
         loaders: threads that load deltas.
+        traces: address of a collector that traces are sent to by OTLP over HTTP; None sends none.
         public_metrics: whether `/metrics`, which names tenants, is open to all instead of to admin keys.
         engine: sizes of the engine.
         settings: limits of requests.
@@ -60,6 +62,7 @@ class Plan:
     policy: Path | None = None
     delta_bytes: int = 4 << 30
     loaders: int = 1
+    traces: str | None = None
     public_metrics: bool = False
     engine: EngineSettings = field(default_factory=EngineSettings)
     settings: ServiceSettings = field(default_factory=ServiceSettings)
@@ -127,6 +130,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
             deltas=plan.deltas,
             admission=admission,
             metrics=ServiceMetrics(engine, store, plan.base_name, None if admission is None else admission.log),
+            traces=_opened_traces(plan, stack),
             settings=replace(plan.settings, hosts=_LOCAL_HOSTS) if gate.is_open else plan.settings,
         )
         yield Assembled(services, build_app(services, _routers(plan)), gate.is_open, state.where)
@@ -156,6 +160,18 @@ def _opened_admission(base: LiveBase, plan: Plan, stack: ExitStack) -> PolicyAdm
     admission = PolicyAdmission(policy, base.root, DecisionLog(plan.decisions))
     stack.callback(admission.close)
     return admission
+
+
+def _opened_traces(plan: Plan, stack: ExitStack) -> Tracer | None:
+    if plan.traces is None:
+        return None
+    try:
+        from deltakeeper.service.traces import open_traces
+    except ImportError as error:
+        raise DataError(f"traces need {error.name}, which is not installed; install deltakeeper[trace].") from error
+    traces = open_traces(plan.traces, metadata.version("deltakeeper"))
+    stack.callback(traces.close)
+    return traces
 
 
 def _guarded(overlay: TenantOverlay, admission: PolicyAdmission | None) -> TenantOverlay:

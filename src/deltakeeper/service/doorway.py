@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from deltakeeper.service.access import Gate
 from deltakeeper.service.error_answers import error_response, status_response
 from deltakeeper.service.errors import ServiceError
 from deltakeeper.service.guard import Kind, guarded_routes, let_in
+from deltakeeper.service.running import Tracer
 from deltakeeper.service.settings import ServiceSettings
 
 _log = logging.getLogger("deltakeeper.service")
@@ -35,13 +37,21 @@ class Doorway:
         routes: those of the application.
         gate: identifies callers.
         settings: limits of headers and bodies.
+        traces: told of every request; None where nobody traces.
 
     Raises:
         RouteError: a route does not say who may call it.
     """
 
-    def __init__(self, app: ASGIApp, routes: Iterable[Any], gate: Gate, settings: ServiceSettings) -> None:
-        self._app, self._gate, self._settings = app, gate, settings
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Iterable[Any],
+        gate: Gate,
+        settings: ServiceSettings,
+        traces: Tracer | None = None,
+    ) -> None:
+        self._app, self._gate, self._settings, self._traces = app, gate, settings, traces
         self._table: list[tuple[re.Pattern[str], frozenset[str], Kind]] = [
             (route.path_regex, frozenset(route.methods), kind) for route, kind in guarded_routes(routes)
         ]
@@ -56,18 +66,24 @@ class Doorway:
             return
         visit = _Visit(scope, send, _request_id(scope))
         scope.setdefault("state", {})["request_id"] = visit.id
-        try:
-            answer = self._stopped(scope)
-            if answer is not None:
-                await answer(scope, receive, visit.send)
-            else:
-                await self._app(scope, _Body(receive, self._settings.max_body_bytes), visit.send)
-        except Exception:
-            _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
-            if not visit.status:
-                await status_response(500, _UNFORESEEN)(scope, receive, visit.send)
-        finally:
-            visit.log()
+        with self._traced(scope, visit):
+            try:
+                answer = self._stopped(scope)
+                if answer is not None:
+                    await answer(scope, receive, visit.send)
+                else:
+                    await self._app(scope, _Body(receive, self._settings.max_body_bytes), visit.send)
+            except Exception:
+                _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
+                if not visit.status:
+                    await status_response(500, _UNFORESEEN)(scope, receive, visit.send)
+            finally:
+                visit.log()
+
+    def _traced(self, scope: Scope, visit: _Visit) -> AbstractContextManager[None]:
+        if self._traces is None:
+            return nullcontext()
+        return self._traces.visit(scope, visit.id, lambda: visit.status)
 
     def _stopped(self, scope: Scope) -> ASGIApp | None:
         """The answer to a request that does not get in."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from deltakeeper.engine import Engine
 from deltakeeper.engine.store import TenantStore
@@ -35,6 +37,16 @@ class Observer(Protocol):
         """A request was not taken: `quota`, `queue_full`, `draining` or `not_loaded`."""
 
 
+class Tracer(Protocol):
+    """What traces requests and their answers; see `traces.Traces`."""
+
+    def visit(self, scope: Any, request_id: str, status: Callable[[], int]) -> AbstractContextManager[None]:
+        """Trace the request that is served inside."""
+
+    def answered(self, model: str, stream: Stream, tokens: int) -> None:
+        """An answer to that request has ended; as `Observer.answered`."""
+
+
 @dataclass(frozen=True)
 class Services:
     """All parts of a running service.
@@ -48,6 +60,7 @@ class Services:
         deltas: folder of the tenants' artifacts, one subfolder each.
         admission: policy for deltas; None lets in whatever fits the base.
         metrics: told of every answer; None where nobody measures.
+        traces: told of every request and answer; None where nobody traces.
         settings: limits.
         drain: whether the service still takes requests.
     """
@@ -60,5 +73,6 @@ class Services:
     deltas: Path
     admission: Admission | None = None
     metrics: Observer | None = None
+    traces: Tracer | None = None
     settings: ServiceSettings = field(default_factory=ServiceSettings)
     drain: Drain = field(default_factory=Drain)

@@ -145,10 +145,10 @@ class Answering:
             if stream.finish_reason is None:
                 stream.cancel()
         self._held.close()
-        metrics = self._services.metrics
-        if metrics is not None:
-            for stream, count in zip(self.streams, self._counts, strict=False):
-                metrics.answered(self.model, stream, count)
+        told = [one for one in (self._services.metrics, self._services.traces) if one is not None]
+        for stream, count in zip(self.streams, self._counts, strict=False):
+            for one in told:
+                one.answered(self.model, stream, count)
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's `usage`, so far."""

@@ -98,7 +98,7 @@ def open_state(where: str | Path, *, make: bool = True) -> State:
         engine = _engine(url)
     except (ImportError, NoSuchModuleError, TypeError) as error:
         raise StateError(
-            f"{name} needs a driver for PostgreSQL that is not installed; run `pip install 'psycopg[binary]'`."
+            f"{name} needs a driver for PostgreSQL that is not installed; install deltakeeper[postgres]."
         ) from error
     try:
         with _told(name), _writing(engine) as connection:
