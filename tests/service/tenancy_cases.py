@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 
 import pytest
 import sqlalchemy
 
 from deltakeeper.service.tenancy.database import open_state
-
-POSTGRES = os.environ.get("DELTAKEEPER_TEST_POSTGRES")
-"""URL of a database of PostgreSQL in which the tests may make and drop schemas; without it SQLite alone is tested."""
 
 
 class Clock:
@@ -30,13 +26,12 @@ def state_place(request, tmp_path):
     if request.param == "sqlite":
         yield str(tmp_path / "state.db")
         return
-    if POSTGRES is None:
-        pytest.skip("DELTAKEEPER_TEST_POSTGRES names no database")
-    engine = sqlalchemy.create_engine(POSTGRES)
+    url = request.getfixturevalue("postgres")
+    engine = sqlalchemy.create_engine(url)
     schema = f"test_{uuid.uuid4().hex}"
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text(f"CREATE SCHEMA {schema}"))
-    yield f"{POSTGRES}{'&' if '?' in POSTGRES else '?'}options=-csearch_path%3D{schema}"
+    yield f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3D{schema}"
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text(f"DROP SCHEMA {schema} CASCADE"))
     engine.dispose()
