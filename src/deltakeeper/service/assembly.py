@@ -30,7 +30,7 @@ from deltakeeper.service.tenancy.gate import StateGate
 from deltakeeper.service.web import page
 
 _log = logging.getLogger("deltakeeper.service")
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
             metrics=ServiceMetrics(
                 room.engine, room.store, plan.base_name, None if admission is None else admission.log
             ),
-            settings=replace(plan.settings, hosts=_LOCAL_HOSTS) if gate.is_open else plan.settings,
+            settings=replace(plan.settings, hosts=LOCAL_HOSTS) if gate.is_open else plan.settings,
         )
         yield Assembled(services, build_app(services, service_routers(plan)), gate.is_open, state.where)
 
