@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,10 +162,11 @@ def _opened(base: str, plan: Any, ray: str | None, scaling: Any) -> Iterator[Any
     from deltakeeper.service.cluster.assembly import clustered, open_distant_base
 
     try:
-        importlib.import_module("ray.serve")
+        from deltakeeper.service.cluster.ray_replicas import on_ray
     except ImportError as error:
         raise DataError(
             f"a service over a cluster needs {error.name}, which is not installed; install deltakeeper[ray]."
         ) from error
-    with clustered(open_distant_base(base), plan, scaling, ray) as service:
+    start = partial(on_ray, ray, scaling, plan.settings.drain_seconds)
+    with clustered(open_distant_base(base), plan, scaling, start) as service:
         yield service

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
@@ -30,6 +30,9 @@ from deltakeeper.service.cluster.watch import Watch
 from deltakeeper.service.metrics import ServiceMetrics
 from deltakeeper.service.running import Services
 from deltakeeper.service.tenancy.database import open_state
+
+Start = Callable[[str, ReplicaPlan], AbstractContextManager[Replicas]]
+"""Runs replicas of an application of this name, made by this plan."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,14 @@ def open_distant_base(source: str) -> DistantBase:
 
 
 @contextmanager
-def clustered(base: DistantBase, plan: Plan, scaling: Scaling, address: str) -> Iterator[Assembled]:
-    """Run a service over a Ray cluster until the block ends.
+def clustered(base: DistantBase, plan: Plan, scaling: Scaling, start: Start) -> Iterator[Assembled]:
+    """Run a service over a cluster until the block ends.
 
     Args:
         base: the base; each replica loads its weights.
         plan: as for a service on one machine; memory, threads and answers side by side are those of a replica.
         scaling: how many replicas there are.
-        address: of the cluster; see `ray_replicas.connected`.
+        start: runs them, such as `ray_replicas.on_ray`.
 
     Raises:
         DataError: there are no keys and the address is not loopback, the policy or the log of decisions cannot be used,
@@ -83,8 +86,6 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, address: str) -> 
         StateError: the state cannot be opened.
         TenantError: the folder of deltas cannot be read, or the base's name is a tenant's.
     """
-    from deltakeeper.service.cluster.ray_replicas import connected, deployed
-
     if not plan.deltas.is_dir():
         raise TenantError(f"there is no folder {plan.deltas}; give the one whose subfolders are the deltas.")
     with ExitStack() as stack:
@@ -92,7 +93,6 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, address: str) -> 
         stack.callback(state.close)
         gate = opened_gate(state, plan.host, stack)
         gathered = _opened_decisions(plan, stack)
-        stack.enter_context(connected(address))
         made = ReplicaPlan(
             base=base.source,
             root=base.root,
@@ -105,9 +105,7 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, address: str) -> 
             decisions=plan.decisions.resolve().with_name(f"{plan.decisions.stem}.replicas"),
         )
         name = f"deltakeeper-{base.root[:12]}"
-        replicas: Replicas = stack.enter_context(
-            deployed(name, made, scaling, drain_seconds=plan.settings.drain_seconds)
-        )
+        replicas = stack.enter_context(start(name, made))
         watch = Watch(replicas) if gathered is None else Watch(replicas, gathered.listen)
         stack.callback(watch.close)
         yield _assembled(base, plan, scaling, _Parts(stack, watch, gathered, gate, state.where))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from deltakeeper.errors import DataError, EngineError
+from deltakeeper.loopback import is_loopback
 from deltakeeper.service.cluster.failures import ReplicaLostError
 from deltakeeper.service.cluster.messages import Asked, Failure, Loaded, Looked, Piece, Place, ReplicaPlan, Report
 from deltakeeper.service.cluster.routing import ROUTER
@@ -26,7 +28,15 @@ from deltakeeper.service.cluster.served_replica import ServedReplica
 _log = logging.getLogger("deltakeeper.service")
 _T = TypeVar("_T")
 _REPORT_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
 _LOST = (RayActorError, WorkerCrashedError, DeploymentUnavailableError)
+
+
+@contextmanager
+def on_ray(address: str, scaling: Scaling, drain_seconds: float, name: str, plan: ReplicaPlan) -> Iterator[RayReplicas]:
+    """Join a cluster and run replicas there until the block ends; see `connected` and `deployed`."""
+    with connected(address), deployed(name, plan, scaling, drain_seconds=drain_seconds) as replicas:
+        yield replicas
 
 
 @contextmanager
@@ -43,18 +53,22 @@ def connected(address: str) -> Iterator[None]:
         raise DataError(
             f"{address} is reached through Ray Client, which streams nothing; start this on a node, with auto."
         )
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     try:
+        options = _options(address)
         ray.init(
-            address=address,
-            namespace="deltakeeper",
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            **({"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}),
+            address=address, namespace="deltakeeper", log_to_driver=False, logging_level=logging.WARNING, **options
         )
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        if "AuthenticationError" in str(error):
+            raise DataError(f"the Ray cluster at '{address}' asks for its token; give it in RAY_AUTH_TOKEN.") from error
         raise DataError(f"there is no Ray cluster at '{address}' that can be joined: {_first_line(error)}.") from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        _log.warning(
+            "the Ray cluster at %s asks nobody for a token, so whoever reaches its ports runs what they like on its "
+            "nodes; start it with RAY_AUTH_MODE=token.",
+            address,
+        )
     try:
         yield
     finally:
@@ -106,6 +120,19 @@ def deployed(name: str, plan: ReplicaPlan, scaling: Scaling, *, drain_seconds: f
     finally:
         with suppress(RayError, RuntimeError):
             serve.delete(name)
+
+
+def _options(address: str) -> dict[str, Any]:
+    """What joining a cluster takes beside its address; raises OSError where nobody listens there."""
+    if address == "local":
+        return {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return {}
+    socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()  # Ray itself would try for minutes
+    # nodes that know each other by a loopback address are found by that alone; of these three Ray makes another one
+    lone = is_loopback(host) and host not in ("localhost", "127.0.0.1", "::1")
+    return {"_node_ip_address": host} if lone else {}
 
 
 class RayReplicas:

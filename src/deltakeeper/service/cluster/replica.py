@@ -44,7 +44,7 @@ _MOST_DECISIONS = 100
 class Replica:
     """Holds a base and those tenants that requests bring here.
 
-    The ingress tells it nothing beforehand: a request carries what its tenant's name stands for, so that one which has just
+    The ingress tells it nothing beforehand: a request carries what its tenant's name stands for, and one that has just
     started serves it like any other.
 
     Args:

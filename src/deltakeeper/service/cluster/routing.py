@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from typing import Any
 
 from ray.serve.request_router import MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
+
+from deltakeeper.service.cluster.preference import ranked
 
 ROUTER = "deltakeeper.service.cluster.routing:ResidencyRouter"
 
@@ -28,10 +28,5 @@ class ResidencyRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
         if not tenant:
             return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
         holding, *others = self.rank_replicas_via_multiplex(candidate_replicas, tenant)
-        rest = ranked(tenant, [replica for rank in others for replica in rank])
-        return [rank for rank in (holding, *([replica] for replica in rest)) if rank]
-
-
-def ranked(tenant: str, replicas: list[Any]) -> list[Any]:
-    """Replicas in the order in which a tenant prefers them; each keeps its place whichever others there are."""
-    return sorted(replicas, key=lambda r: hashlib.sha256(f"{tenant}\n{r.replica_id.unique_id}".encode()).digest())
+        rest = {replica.replica_id.unique_id: replica for rank in others for replica in rank}
+        return [rank for rank in (holding, *([rest[name]] for name in ranked(tenant, rest))) if rank]
