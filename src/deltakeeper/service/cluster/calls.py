@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +15,8 @@ class Replicas(Protocol):
     What is asked for a tenant goes to the replica that holds it.
     """
 
-    def answer(self, asked: Asked) -> AsyncIterator[Piece]:
-        """Pieces of an answer; closing the iterator ends it. Raises `ReplicaLostError`."""
+    def answer(self, asked: Asked) -> AsyncGenerator[Piece, None]:
+        """Pieces of an answer; closing the generator ends it. Raises `ReplicaLostError`."""
 
     async def load(self, place: Place) -> Loaded | Failure:
         """Have a tenant loaded. Raises `ReplicaLostError`."""

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import suppress
 
 from deltakeeper.engine import EngineStats, Request
 from deltakeeper.engine.request import QueueFullError
@@ -49,7 +49,8 @@ class ClusterEngine:
         self._watch, self._catalog, self._scaling = watch, catalog, scaling
         self._max_waiting, self._listen = max_waiting, listen
         self._lock = threading.Lock()
-        self._open: dict[Stream, Future[None]] = {}
+        self._open: set[Stream] = set()
+        self._tasks: dict[Stream, asyncio.Task[None]] = {}  # the loop's alone
         self._draining = self._closing = False
 
     @property
@@ -79,7 +80,8 @@ class ClusterEngine:
                 raise EngineError("the engine takes no more requests; it is being closed.")
             if len(self._open) >= most:
                 raise QueueFullError(f"{len(self._open)} requests run or wait already; ask again later.")
-            self._open[stream] = self._watch.run(self._feed(stream, asked))
+            self._open.add(stream)
+        self._watch.loop.call_soon_threadsafe(self._begin, stream, asked)
         return stream
 
     def drain(self, timeout: float | None = None) -> bool:
@@ -109,9 +111,23 @@ class ClusterEngine:
         return engine_totals(self._watch.live(), self._watch.gone())
 
     def _cancel(self, stream: Stream) -> None:
-        future = self._open.get(stream)
-        if future is not None:
-            future.cancel()
+        with suppress(RuntimeError):  # the loop is closed, and everything has ended
+            self._watch.loop.call_soon_threadsafe(self._cancel_now, stream)
+
+    def _cancel_now(self, stream: Stream) -> None:
+        if (task := self._tasks.get(stream)) is not None:
+            task.cancel()
+
+    def _begin(self, stream: Stream, asked: Asked) -> None:
+        task = self._tasks[stream] = self._watch.loop.create_task(self._feed(stream, asked))
+        task.add_done_callback(lambda done: self._end(stream))
+
+    def _end(self, stream: Stream) -> None:
+        """Whatever became of its task, and even if that never began."""
+        del self._tasks[stream]
+        stream.end("cancelled")  # unless it has ended
+        with self._lock:
+            self._open.discard(stream)
 
     async def _feed(self, stream: Stream, asked: Asked) -> None:
         try:
@@ -124,14 +140,8 @@ class ClusterEngine:
                 tally=self.tally,
                 listen=self._listen,
             )
-        except asyncio.CancelledError:
-            stream.end("cancelled")
-            raise
         except Exception as error:
             stream.end("error", error=f"the answer could not be passed on: {error!r}")
-        finally:
-            with self._lock:
-                self._open.pop(stream, None)
 
     def _unchanged(self, asked: Asked) -> bool:
         return asked.place is None or self._catalog.find(asked.place.name) == asked.place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from deltakeeper.errors import TenantError
 from deltakeeper.service.cluster.catalog import Catalog
 from deltakeeper.service.cluster.failures import ReplicaLostError, error_of
 from deltakeeper.service.cluster.messages import Failure, Loaded, Place, Told
-from deltakeeper.service.cluster.totals import store_totals
+from deltakeeper.service.cluster.totals import store_totals, tenant_totals
 from deltakeeper.service.cluster.watch import Watch
 
 
@@ -74,7 +74,7 @@ class ClusterTenants:
     def state(self, name: str) -> State:
         """State of a tenant, on the replica where it is best off; raises TenantError for an unknown one."""
         self._catalog.place(name)
-        return self.stats().tenants[name].state
+        return tenant_totals(name, self._watch.live()).state
 
     def source(self, name: str) -> Source:
         """What the next load of a tenant reads; raises TenantError for an unknown one."""
@@ -131,13 +131,17 @@ class ClusterTenants:
         """
         self._catalog.place(name)
         self._forget(name)
-        self._watch.run(self._watch.replicas.unload(name))
+        self._watch.run(self._everywhere(self._watch.replicas.unload(name)))
 
     def remove(self, name: str) -> None:
         """Forget a name; raises TenantError where it is not known."""
         self._catalog.remove(name)
         self._forget(name)
-        self._watch.run(self._watch.replicas.remove(name))
+        self._watch.run(self._everywhere(self._watch.replicas.remove(name)))
+
+    async def _everywhere(self, work: Awaitable[None]) -> None:
+        await work
+        await self._watch.refresh()
 
     def _forget(self, name: str) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from deltakeeper.engine import Request
@@ -71,18 +72,17 @@ async def feed(
     answer = _Answer(stream)
     for left in reversed(range(tries)):
         answer.restart()
-        pieces = replicas.answer(asked)
         try:
-            async for piece in pieces:
-                if not answer.take(piece):
-                    _end_lost(stream, tally, "another replica gives another answer")
-                    return
-                if piece.ended is not None:
-                    if piece.ended.told is not None:
-                        listen(piece.ended.told)
-                    end = piece.ended
-                    stream.end(end.reason, stop=end.stop, error=end.error, code=end.code)
-                    return
+            async with aclosing(replicas.answer(asked)) as pieces:
+                async for piece in pieces:
+                    if not answer.take(piece):
+                        _end_lost(stream, tally, "another replica gives another answer")
+                        return
+                    if (end := piece.ended) is not None:
+                        if end.told is not None:
+                            listen(end.told)
+                        stream.end(end.reason, stop=end.stop, error=end.error, code=end.code)
+                        return
             raise ReplicaLostError("the replica's answer broke off.")
         except ReplicaLostError as error:
             begun = answer.given > 0

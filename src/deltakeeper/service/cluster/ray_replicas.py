@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,7 +141,7 @@ class RayReplicas:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def answer(self, asked: Asked) -> AsyncIterator[Piece]:
+    async def answer(self, asked: Asked) -> AsyncGenerator[Piece, None]:
         """See `Replicas.answer`."""
         name = "" if asked.place is None else asked.place.name
         response = self._handle.options(stream=True, multiplexed_model_id=name).answer.remote(asked)

@@ -40,9 +40,7 @@ def store_totals(names: Iterable[str], live: Iterable[Report], gone: Iterable[Re
     held = [report.store for report in live]
     done = [*held, *(report.store for report in gone)]
     return StoreStats(
-        tenants={
-            name: tenant_totals([r.store.tenants[name] for r in live if name in r.store.tenants]) for name in names
-        },
+        tenants={name: tenant_totals(name, live) for name in names},
         byte_budget=sum(stats.byte_budget for stats in held),
         resident_bytes=sum(stats.resident_bytes for stats in held),
         reserved_bytes=sum(stats.reserved_bytes for stats in held),
@@ -55,8 +53,9 @@ def store_totals(names: Iterable[str], live: Iterable[Report], gone: Iterable[Re
     )
 
 
-def tenant_totals(parts: list[TenantStats]) -> TenantStats:
+def tenant_totals(name: str, live: Iterable[Report]) -> TenantStats:
     """One tenant on all replicas that have heard of it: it is where it is best off, and takes what it takes there."""
+    parts = [report.store.tenants[name] for report in live if name in report.store.tenants]
     if not parts:
         return TenantStats("cold", None, 0, 0, 0, False, 0, 0, 0, 0.0, 0, "", 0.0, {})
     best = min(parts, key=lambda part: _ORDER.index(part.state))

@@ -95,14 +95,19 @@ class Watch:
                 del self._gone[next(iter(self._gone))]
             self._live, self._heard = now, time.monotonic()
 
+    async def refresh(self) -> None:
+        """Ask all replicas for reports now; on the loop."""
+        try:
+            reports = await self.replicas.reports()
+        except Exception:
+            _log.exception("the replicas could not be asked for reports")
+            return
+        if reports is not None:
+            self.take(reports)
+
     async def _ask(self) -> None:
         while True:
-            try:
-                reports = await self.replicas.reports()
-                if reports is not None:
-                    self.take(reports)
-            except Exception:
-                _log.exception("the replicas could not be asked for reports")
+            await self.refresh()
             await asyncio.sleep(_EVERY_SECONDS)
 
     async def _cancel_all(self) -> None:
