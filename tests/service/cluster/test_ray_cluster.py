@@ -92,6 +92,22 @@ def ask(live, model, asked, streaming):
         return f"{text} (broken off)"
 
 
+def test_a_policy_holds_on_the_nodes(nodes, cluster_folder, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(yaml.safe_dump({"codecs": ["svd"]}))
+    plan = make_plan(cluster_folder, tmp_path, policy=policy)
+    with (
+        clustered_on_ray(nodes, cluster_folder, plan) as service,
+        served(service.services, app=service.app) as live,
+        live.client() as c,
+    ):
+        assert c.post("/v1/completions", json=SHORT | {"model": "ranks"}).status_code == 200
+        refused = c.post("/v1/completions", json=SHORT | {"model": "signs"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_admitted")
+        found = {entry["name"]: entry["verdict"] for entry in c.get("/admin/decisions").json()["data"]}
+        assert found == {"ranks": "admitted", "signs": "refused"}
+
+
 def test_a_burst_finds_each_tenant_on_one_replica_and_the_answers_of_one_machine(live, expected):
     work = [(model, at, again % 2 == 0) for model in MODELS for at in (0, 1) for again in range(3)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -186,19 +202,3 @@ def test_a_drain_lets_an_answer_finish(live):
         live.server.drain()
         assert [line for line in lines if line][-1] == "data: [DONE]"
     wait_until(lambda: not live.services.engine.alive)
-
-
-def test_a_policy_holds_on_the_nodes(nodes, cluster_folder, tmp_path):
-    policy = tmp_path / "policy.yaml"
-    policy.write_text(yaml.safe_dump({"codecs": ["svd"]}))
-    plan = make_plan(cluster_folder, tmp_path, policy=policy)
-    with (
-        clustered_on_ray(nodes, cluster_folder, plan) as service,
-        served(service.services, app=service.app) as live,
-        live.client() as c,
-    ):
-        assert c.post("/v1/completions", json=SHORT | {"model": "ranks"}).status_code == 200
-        refused = c.post("/v1/completions", json=SHORT | {"model": "signs"})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_admitted")
-        found = {entry["name"]: entry["verdict"] for entry in c.get("/admin/decisions").json()["data"]}
-        assert found == {"ranks": "admitted", "signs": "refused"}
