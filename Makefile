@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 export DELTAKEEPER_CACHE ?= $(CURDIR)/.cache
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test coverage check docs clean
+.PHONY: setup demo test test-ray coverage check docs clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Three nodes of a Ray cluster on this machine, of which one is killed; some minutes.
+test-ray: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/service/cluster
 
 # The same tests, watched line by line, which takes half as long again; nine tenths of all lines have to run.
 coverage: $(STAMP)

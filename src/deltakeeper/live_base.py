@@ -77,13 +77,24 @@ def open_base(source: str | Path, *, tokenizer: bool = True) -> LiveBase:
         raise CheckpointError(
             f"{path} cannot be run ({_reason(error)}); give a model that transformers loads."
         ) from error
-    words: Any = None
-    if tokenizer:
-        try:
-            words = transformers.AutoTokenizer.from_pretrained(str(path), **safe)
-        except Exception as error:  # from files of many formats, read by a library that raises all kinds of errors
-            raise DataError(f"{path} has no tokenizer that can be read ({_reason(error)}); add its files.") from error
+    words = read_tokenizer(path) if tokenizer else None
     return LiveBase(model.eval(), words, path)
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer in a model's folder.
+
+    Raises:
+        DataError: transformers is not installed, or there is no tokenizer that can be read.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise DataError("tokenizers are read with transformers; install deltakeeper[demo].") from error
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # from files of many formats, read by a library that raises all kinds of errors
+        raise DataError(f"{path} has no tokenizer that can be read ({_reason(error)}); add its files.") from error
 
 
 def named_sources(given: Iterable[str]) -> dict[str, str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +52,28 @@ def serve(
         typer.Option(help="Where traces are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces."),
     ] = None,
     drain_seconds: Annotated[float, typer.Option(help="How long answers may go on after a signal to stop.")] = 30.0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Answer on the nodes of a Ray cluster: HOST:PORT or auto for one that runs, local to start one here. "
+            "Memory, threads and answers side by side are then those of each replica.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        str | None,
+        typer.Option(metavar="N or MIN-MAX", help="With --ray: replicas, each with the base and some tenants; 1."),
+    ] = None,
+    replica_cpus: Annotated[
+        float | None, typer.Option(help="With --ray: cores that a replica asks the cluster for; --threads, or 1.")
+    ] = None,
+    replicas_per_node: Annotated[int | None, typer.Option(help="With --ray: replicas on one node; 1.")] = None,
+    target_ongoing: Annotated[
+        float | None,
+        typer.Option(
+            help="With --ray: answers under way, by replica, above which there shall be more; half of --max-running."
+        ),
+    ] = None,
 ) -> None:
     """Serve a base and its fine-tunes over HTTP, as OpenAI's clients ask: the tenant is the `model`.
 
@@ -59,10 +84,9 @@ def serve(
     """
     from deltakeeper.engine import EngineSettings
     from deltakeeper.errors import DataError
-    from deltakeeper.live_base import open_base
 
     try:
-        from deltakeeper.service.assembly import Plan, assembled
+        from deltakeeper.service.assembly import Plan
         from deltakeeper.service.server import Server
     except ImportError as error:
         raise DataError(
@@ -70,6 +94,7 @@ def serve(
         ) from error
     from deltakeeper.service.settings import ServiceSettings
 
+    scaling = _scaling(ray, replicas, replica_cpus or threads, replicas_per_node, target_ongoing, max_running)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("deltakeeper.service").setLevel(logging.INFO)
     plan = Plan(
@@ -85,7 +110,7 @@ def serve(
         engine=EngineSettings(kv_bytes=int(kv_gib * _GIB), max_running=max_running, threads=threads),
         settings=ServiceSettings(drain_seconds=drain_seconds),
     )
-    with assembled(open_base(base), plan) as service:
+    with _opened(base, plan, ray, scaling) as service:
 
         def tell(address: str) -> None:
             tenants = len(service.services.store.names())
@@ -98,3 +123,55 @@ def serve(
                 )
 
         Server(service.app, service.services, host, port, tell).run()
+
+
+def _scaling(
+    ray: str | None,
+    replicas: str | None,
+    cpus: float | None,
+    per_node: int | None,
+    target: float | None,
+    running: int,
+) -> Any:
+    from deltakeeper.errors import DataError
+    from deltakeeper.service.cluster.scaling import Scaling
+
+    if ray is None:
+        if replicas is not None or per_node is not None or target is not None:
+            raise DataError("replicas are those of a cluster; say which one with --ray, or leave their options out.")
+        return None
+    least, _, most = (replicas or "1").partition("-")
+    if not (least.isdigit() and (not most or most.isdigit())):
+        raise DataError(f"'{replicas}' is no number of replicas; spell it 3, or 1-3 to let the load decide.")
+    return Scaling(
+        min_replicas=int(least),
+        max_replicas=int(most or least),
+        target_ongoing=max(1.0, running / 2) if target is None else target,
+        max_ongoing=2 * running,
+        per_node=1 if per_node is None else per_node,
+        cpus=1.0 if cpus is None else cpus,
+    )
+
+
+@contextmanager
+def _opened(base: str, plan: Any, ray: str | None, scaling: Any) -> Iterator[Any]:
+    """The service on this machine, or over a cluster."""
+    from deltakeeper.errors import DataError
+    from deltakeeper.live_base import open_base
+    from deltakeeper.service.assembly import assembled
+
+    if ray is None:
+        with assembled(open_base(base), plan) as service:
+            yield service
+        return
+    from deltakeeper.service.cluster.assembly import clustered, open_distant_base
+
+    try:
+        from deltakeeper.service.cluster.ray_replicas import on_ray
+    except ImportError as error:
+        raise DataError(
+            f"a service over a cluster needs {error.name}, which is not installed; install deltakeeper[ray]."
+        ) from error
+    start = partial(on_ray, ray, scaling, plan.settings.drain_seconds)
+    with clustered(open_distant_base(base), plan, scaling, start) as service:
+        yield service

@@ -106,6 +106,7 @@ class Stream:
         self.finish_reason: FinishReason | None = None
         self.stop: str | int | None = None
         self.error: str | None = None
+        self.code: str | None = None
         self._wake, self._on_cancel = wake, on_cancel
         self._events: SimpleQueue[Token | None] = SimpleQueue()
         self._tokens: list[Token] = []
@@ -193,11 +194,25 @@ class Stream:
         if self._wake is not None:
             self._wake()
 
-    def end(self, reason: FinishReason, *, stop: str | int | None = None, error: str | None = None) -> None:
-        """End the answer (the engine's side); the first call counts."""
+    def end(
+        self,
+        reason: FinishReason,
+        *,
+        stop: str | int | None = None,
+        error: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        """End the answer (the engine's side); the first call counts.
+
+        Args:
+            reason: why.
+            stop: what stopped it.
+            error: what went wrong.
+            code: a word for that, where it is known and whoever asked may be told.
+        """
         if self.finish_reason is not None:
             return
-        self.stop, self.error = stop, error
+        self.stop, self.error, self.code = stop, error, code
         self.finish_reason = reason
         self.times.finished = time.perf_counter()
         self._events.put(None)

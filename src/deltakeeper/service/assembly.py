@@ -11,20 +11,19 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 
-from deltakeeper.engine import Engine, EngineSettings
-from deltakeeper.engine.store import TenantStore
-from deltakeeper.engine.tenant_records import TenantOverlay
+from deltakeeper.engine import EngineSettings
 from deltakeeper.errors import DataError, TenantError
 from deltakeeper.live_base import LiveBase
 from deltakeeper.loopback import is_loopback
-from deltakeeper.overlay import attach
 from deltakeeper.service import status
-from deltakeeper.service.admission import DecisionLog, PolicyAdmission, read_policy
 from deltakeeper.service.admission import decisions as decision_routes
 from deltakeeper.service.admission import deltas as delta_routes
+from deltakeeper.service.admission import read_policy
 from deltakeeper.service.app import build_app
+from deltakeeper.service.engine_room import opened_room
 from deltakeeper.service.metrics import ServiceMetrics, metrics_router
 from deltakeeper.service.running import Services, Tracer
+from deltakeeper.service.serving_port import TenantPlaces
 from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenancy import admin_keys
 from deltakeeper.service.tenancy.database import State, open_state
@@ -32,7 +31,7 @@ from deltakeeper.service.tenancy.gate import StateGate
 from deltakeeper.service.web import page
 
 _log = logging.getLogger("deltakeeper.service")
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -100,48 +99,49 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
     with ExitStack() as stack:
         state = open_state(plan.state)
         stack.callback(state.close)
-        gate = _opened_gate(state, plan.host, stack)
-        overlay = attach(base.model)
-        stack.callback(overlay.detach)
-        admission = _opened_admission(base, plan, stack)
-        store = stack.enter_context(
-            TenantStore(
-                _guarded(overlay, admission),
+        gate = opened_gate(state, plan.host, stack)
+        room = stack.enter_context(
+            opened_room(
+                base,
                 plan.deltas,
-                byte_budget=plan.delta_bytes,
+                delta_bytes=plan.delta_bytes,
                 loaders=plan.loaders,
-                base_root=base.root,
+                engine=plan.engine,
+                policy=None if plan.policy is None else read_policy(plan.policy),
+                decisions=plan.decisions,
             )
         )
-        _register(store, gate, plan)
-        tenants = store if admission is None else admission.tenants(store)
-        engine = stack.enter_context(
-            Engine(base.model, base.tokenizer, overlay=overlay, store=tenants, settings=plan.engine)
-        )
-        engine.start()
-        if admission is not None:
-            admission.probe_with(engine, base.tokenizer)
+        register_tenants(room.store, gate, plan)
+        admission = room.admission
         services = Services(
-            engine=engine,
-            store=store,
+            engine=room.engine,
+            store=room.store,
             base=base,
             base_name=plan.base_name,
             gate=gate,
             deltas=plan.deltas,
             admission=admission,
-            metrics=ServiceMetrics(engine, store, plan.base_name, None if admission is None else admission.log),
-            traces=_opened_traces(plan, stack),
-            settings=replace(plan.settings, hosts=_LOCAL_HOSTS) if gate.is_open else plan.settings,
+            metrics=ServiceMetrics(
+                room.engine, room.store, plan.base_name, None if admission is None else admission.log
+            ),
+            traces=opened_traces(plan, stack),
+            settings=replace(plan.settings, hosts=LOCAL_HOSTS) if gate.is_open else plan.settings,
         )
-        yield Assembled(services, build_app(services, _routers(plan)), gate.is_open, state.where)
+        yield Assembled(services, build_app(services, service_routers(plan)), gate.is_open, state.where)
 
 
-def _routers(plan: Plan) -> list[APIRouter]:
+def service_routers(plan: Plan) -> list[APIRouter]:
+    """The routers beyond those that every application has."""
     metrics = metrics_router("public" if plan.public_metrics else "manage")
     return [page.router, status.router, admin_keys.router, delta_routes.router, decision_routes.router, metrics]
 
 
-def _opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
+def opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
+    """Keys and quotas, closed with the stack.
+
+    Raises:
+        DataError: there are no keys and the address is not loopback.
+    """
     local = is_loopback(host)
     gate = StateGate(state, open_until_first_key=local)
     stack.callback(gate.close)
@@ -153,16 +153,12 @@ def _opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
     return gate
 
 
-def _opened_admission(base: LiveBase, plan: Plan, stack: ExitStack) -> PolicyAdmission | None:
-    if plan.policy is None:
-        return None
-    policy = read_policy(plan.policy)
-    admission = PolicyAdmission(policy, base.root, DecisionLog(plan.decisions))
-    stack.callback(admission.close)
-    return admission
+def opened_traces(plan: Plan, stack: ExitStack) -> Tracer | None:
+    """What traces requests, closed with the stack; None where no collector is named.
 
-
-def _opened_traces(plan: Plan, stack: ExitStack) -> Tracer | None:
+    Raises:
+        DataError: OpenTelemetry is not installed.
+    """
     if plan.traces is None:
         return None
     try:
@@ -174,12 +170,12 @@ def _opened_traces(plan: Plan, stack: ExitStack) -> Tracer | None:
     return traces
 
 
-def _guarded(overlay: TenantOverlay, admission: PolicyAdmission | None) -> TenantOverlay:
-    return overlay if admission is None else admission.guard(overlay)
+def register_tenants(store: TenantPlaces, gate: StateGate, plan: Plan) -> None:
+    """Make tenants known: those of the state as they were registered, then every further subfolder by its name.
 
-
-def _register(store: TenantStore, gate: StateGate, plan: Plan) -> None:
-    """Make tenants known: those of the state as they were registered, then every further subfolder by its name."""
+    Raises:
+        TenantError: the base's name is a tenant's.
+    """
     for record in gate.tenants.all():
         folder = plan.deltas / record.folder
         if folder.is_dir():

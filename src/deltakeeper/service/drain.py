@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from deltakeeper.engine import Engine
+from deltakeeper.service.serving_port import AnsweringEngine
 
 
 class Drain:
@@ -22,7 +22,7 @@ class Drain:
         """Take no more from now on: `/ready` says so, and new requests get 503."""
         self._begun.set()
 
-    def finish(self, engine: Engine, seconds: float) -> bool:
+    def finish(self, engine: AnsweringEngine, seconds: float) -> bool:
         """Wait for running answers, then end the rest as cancelled; whether all of them came to their own end."""
         self.begin()
         finished = engine.drain(seconds)

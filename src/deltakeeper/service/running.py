@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from deltakeeper.engine import Engine
-from deltakeeper.engine.store import TenantStore
 from deltakeeper.engine.stream import Stream
-from deltakeeper.live_base import LiveBase
 from deltakeeper.service.access import Gate
 from deltakeeper.service.admission_port import Admission
 from deltakeeper.service.drain import Drain
+from deltakeeper.service.serving_port import AnsweringEngine, ServedBase, TenantPlaces
 from deltakeeper.service.settings import ServiceSettings
 
 
@@ -52,9 +50,9 @@ class Services:
     """All parts of a running service.
 
     Attributes:
-        engine: with its thread started.
+        engine: what answers, and runs already.
         store: where its tenants come from.
-        base: the base model in memory, with its tokenizer.
+        base: the base model's tokenizer and fingerprint.
         base_name: name by which requests ask the base.
         gate: keys and quotas.
         deltas: folder of the tenants' artifacts, one subfolder each.
@@ -65,9 +63,9 @@ class Services:
         drain: whether the service still takes requests.
     """
 
-    engine: Engine
-    store: TenantStore
-    base: LiveBase
+    engine: AnsweringEngine
+    store: TenantPlaces
+    base: ServedBase
     base_name: str
     gate: Gate
     deltas: Path

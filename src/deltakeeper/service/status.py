@@ -11,10 +11,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from deltakeeper.engine.store import TenantStore
 from deltakeeper.errors import TenantError
 from deltakeeper.service.guard import require
 from deltakeeper.service.running import Services
+from deltakeeper.service.serving_port import TenantPlaces
 
 router = APIRouter(prefix="/admin", tags=["status"], dependencies=[require("manage")])
 
@@ -40,7 +40,7 @@ def show_status(request: Request) -> dict[str, Any]:
     }
 
 
-def _fidelities(store: TenantStore, names: Iterable[str]) -> list[list[dict[str, Any]]]:
+def _fidelities(store: TenantPlaces, names: Iterable[str]) -> list[list[dict[str, Any]]]:
     """Names that stand for one artifact at different numbers of sign planes, coarsest first; None is all planes."""
     found: defaultdict[Path, list[dict[str, Any]]] = defaultdict(list)
     for name in names:

@@ -7,12 +7,12 @@ import logging
 from dataclasses import dataclass
 
 from deltakeeper.artifact import MANIFEST_NAME
-from deltakeeper.engine.lease import Lease
 from deltakeeper.engine.tenant_files import check_name
 from deltakeeper.errors import DeltakeeperError, TenantError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import NotFound, Refused, Unavailable
 from deltakeeper.service.running import Services
+from deltakeeper.service.serving_port import HeldTenant
 from deltakeeper.service.texts import Texts, Words
 
 _log = logging.getLogger("deltakeeper.service")
@@ -98,7 +98,7 @@ def is_refused(services: Services, name: str) -> bool:
     return decision is not None and decision.verdict == "refused"
 
 
-async def _lease(services: Services, name: str) -> Lease:
+async def _lease(services: Services, name: str) -> HeldTenant:
     async with asyncio.timeout(services.settings.load_seconds):
         while (lease := services.store.acquire(name)) is None:  # a version that came may have had to go at once
             await asyncio.wrap_future(services.store.load(name))

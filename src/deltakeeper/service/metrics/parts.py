@@ -11,13 +11,12 @@ from prometheus_client import CollectorRegistry, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from deltakeeper.engine import Engine
 from deltakeeper.engine.stats import EngineStats
-from deltakeeper.engine.store import TenantStore
 from deltakeeper.engine.tenant_stats import StoreStats, TenantStats
 from deltakeeper.kernels import backend
 from deltakeeper.service.admission.decisions import DecisionLog
 from deltakeeper.service.metrics.top_tenants import OTHER
+from deltakeeper.service.serving_port import AnsweringEngine, TenantPlaces
 
 _LOAD = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10, 30, 60, 120)
 _STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -33,7 +32,7 @@ class PartsCollector(Collector):
     """
 
     def __init__(
-        self, engine: Engine, store: TenantStore, base_name: str, log: DecisionLog | None, tenants: int
+        self, engine: AnsweringEngine, store: TenantPlaces, base_name: str, log: DecisionLog | None, tenants: int
     ) -> None:
         self._engine, self._store, self._log, self._most = engine, store, log, tenants
         self._labels = {"model_name": base_name, "engine": "0"}

@@ -7,12 +7,11 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, disable_created_metrics, generate_latest
 
-from deltakeeper.engine import Engine
-from deltakeeper.engine.store import TenantStore
 from deltakeeper.engine.stream import Stream
 from deltakeeper.service.admission.decisions import DecisionLog
 from deltakeeper.service.metrics.parts import PartsCollector
 from deltakeeper.service.metrics.top_tenants import TopTenants
+from deltakeeper.service.serving_port import AnsweringEngine, TenantPlaces
 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10, 20, 40, 80)
 _PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10, 20, 40, 80)
@@ -31,8 +30,8 @@ class ServiceMetrics:
 
     def __init__(
         self,
-        engine: Engine,
-        store: TenantStore,
+        engine: AnsweringEngine,
+        store: TenantPlaces,
         base_name: str,
         log: DecisionLog | None = None,
         *,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from starlette.types import Receive
@@ -16,6 +16,7 @@ from deltakeeper.engine.request import QueueFullError
 from deltakeeper.engine.stream import Stream, Token
 from deltakeeper.errors import EngineError
 from deltakeeper.service.access import Principal
+from deltakeeper.service.bell import Bell
 from deltakeeper.service.error_answers import service_error_of
 from deltakeeper.service.errors import ServiceError, TooManyRequests, Unavailable
 from deltakeeper.service.health import check_taking
@@ -79,7 +80,7 @@ class Answering:
         self.streams: list[Stream] = []
         self._services, self._event, self._held = services, asyncio.Event(), ExitStack()
         self._choices, self._counts, self._closed = choices, [0] * len(requests), False
-        wake = _Bell(asyncio.get_running_loop(), self._event).ring
+        wake = Bell(asyncio.get_running_loop(), self._event).ring
         try:
             self._usages = []
             for at, request in enumerate(requests):  # each answer takes a place of its own
@@ -173,6 +174,8 @@ class Answering:
     def _check_end(self, stream: Stream) -> None:
         if stream.finish_reason == "error":
             _log.error("request %s: an answer of %s broke off: %s", stream.id, self.model, stream.error)
+        if stream.finish_reason == "error" and stream.code is not None:
+            raise Unavailable(str(stream.error), code=stream.code, retry_after=self._services.settings.retry_seconds)
         if stream.finish_reason == "error" and self._services.engine.alive:
             if self.model != self._services.base_name and not stream.times.admitted:
                 check_still_there(self._services, self.model)
@@ -186,22 +189,3 @@ class Answering:
     def _reject(self, reason: str | None) -> None:
         if reason is not None and self._services.metrics is not None:
             self._services.metrics.rejected(reason)
-
-
-class _Bell:
-    """Wakes an event of the loop from the engine's thread: at most one call is on its way at a time."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-        self._loop, self._event = loop, event
-        self._rung = False
-
-    def ring(self) -> None:
-        if self._rung:
-            return
-        self._rung = True
-        with suppress(RuntimeError):  # the loop has been closed, and nobody waits any more
-            self._loop.call_soon_threadsafe(self._answer)
-
-    def _answer(self) -> None:
-        self._rung = False  # first: what comes from now on rings again
-        self._event.set()

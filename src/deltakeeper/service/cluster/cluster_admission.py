@@ -1,0 +1,92 @@
+"""Admission at the ingress of a cluster: replicas decide where they load, and all decisions are gathered here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deltakeeper.errors import DeltakeeperError
+from deltakeeper.service.admission import DecisionLog
+from deltakeeper.service.admission_port import Decision
+from deltakeeper.service.cluster.failures import error_of
+from deltakeeper.service.cluster.messages import Failure, Told
+from deltakeeper.service.cluster.watch import Watch
+from deltakeeper.service.errors import Unavailable
+from deltakeeper.service.serving_port import TenantPlaces
+
+_DECIDE_SECONDS = 120.0
+
+
+class Gathered:
+    """The decisions of all replicas, written once more into one log; safe on any thread.
+
+    Args:
+        log: where they go.
+        policy_sha256: hash of the policy, which is that of all replicas.
+    """
+
+    def __init__(self, log: DecisionLog, policy_sha256: str) -> None:
+        self.log = log
+        self.policy_sha256 = policy_sha256
+        self._lock = threading.Lock()
+        self._seen: dict[str, int] = {}
+
+    def listen(self, told: Told) -> None:
+        """Take in what a replica's log has that was not told before."""
+        with self._lock:
+            seen = self._seen.get(told.replica, 0)
+            for number, decision in told.decisions:
+                if number > seen:
+                    self.log.write(decision, self.policy_sha256)
+                    seen = self._seen[told.replica] = number
+
+
+class ClusterAdmission:
+    """Implements `admission_port.Admission` over replicas.
+
+    Args:
+        gathered: their decisions.
+        watch: the thread that speaks with them.
+        tenants: which are loaded by them.
+    """
+
+    def __init__(self, gathered: Gathered, watch: Watch, tenants: TenantPlaces) -> None:
+        self._gathered, self._watch, self._tenants = gathered, watch, tenants
+
+    def decide(self, name: str, folder: Path) -> Decision:
+        """See `Admission.decide`; a replica looks at the files."""
+        try:
+            found = self._watch.run(self._watch.replicas.decide(name, folder.absolute())).result(_DECIDE_SECONDS)
+        except (TimeoutError, DeltakeeperError) as error:
+            raise Unavailable(f"No replica could look at '{name}'; ask again later.", retry_after=5.0) from error
+        if found.told is not None:
+            self._gathered.listen(found.told)
+        if isinstance(found, Failure):
+            raise error_of(found)
+        return found.decision
+
+    def settle(self, name: str, seconds: float) -> Decision:
+        """See `Admission.settle`."""
+        try:
+            self._tenants.load(name).result(seconds)
+        except TimeoutError as error:
+            raise Unavailable(f"Nothing was decided on '{name}' in {seconds:g} seconds.", retry_after=5.0) from error
+        except DeltakeeperError as error:
+            known = self.known(name)
+            if known is not None and known.verdict == "refused":
+                return known
+            raise Unavailable(str(error), retry_after=1.0) from error
+        known = self.known(name)
+        if known is None:
+            raise Unavailable(f"Nothing was decided on '{name}'; ask again later.", retry_after=1.0)
+        return known
+
+    def known(self, name: str, version: str | None = None) -> Decision | None:
+        """The latest decision on a tenant, whichever replica made it and on whichever version."""
+        return self._gathered.log.latest(name)
+
+    def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
+        """See `Admission.history`."""
+        return self._gathered.log.recent(name, limit=limit, before=before)
