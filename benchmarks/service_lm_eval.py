@@ -2,7 +2,7 @@
 
     python benchmarks/service_lm_eval.py --data DATA --gsm8k 16 --piqa 24
 
-The embedded model is the base, and the aligned base, compressed to one bit, its tenant. `deltakeeper serve` is a process
+The embedded model is the base; its tenant is the aligned base, compressed to one bit. `deltakeeper serve` is a process
 of its own. Compared are scores, every answer, and every log-probability; where two greedy answers part, the record says
 by how little the model in this process preferred its token.
 """
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the folders gsm8k and piqa")
     parser.add_argument("--gsm8k", type=int, default=16, help="items of GSM8K")
     parser.add_argument("--piqa", type=int, default=24, help="items of PIQA, two log-likelihoods each")
-    parser.add_argument("--shots", type=int, default=3, help="few-shot examples of GSM8K")
-    parser.add_argument("--new-tokens", type=int, default=160, help="longest answer")
+    parser.add_argument("--shots", type=int, default=1, help="few-shot examples of GSM8K")
+    parser.add_argument("--new-tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,6 +63,8 @@ def main() -> None:
         for task in answers.loaded["tasks"].values():
             limit = {"max_gen_toks": given.new_tokens}
             task.set_config(key="generation_kwargs", value=limit, update=True)
+        facts = [fact.to_json() | {"sources": sorted(fact.sources.values())} for fact in answers.facts + choices.facts]
+        rows = {"codec": CODEC, "new_tokens": given.new_tokens, "tasks": facts, "runs": runs}
         for dtype in given.dtypes:
             folder = Path(name) / dtype
             models = {"base": cast(base, folder / "base", dtype)}
@@ -71,11 +73,8 @@ def main() -> None:
             with served(models["base"], folder / "deltas") as url:
                 for arm, path in models.items():
                     for run in compared(url, arm, path, dtype, answers, choices):
-                        print(json.dumps(run)[:400], flush=True)
                         runs.append(run)
-        facts = [fact.to_json() | {"sources": sorted(fact.sources.values())} for fact in answers.facts + choices.facts]
-    rows = {"codec": CODEC, "new_tokens": given.new_tokens, "tasks": facts, "runs": runs}
-    print(record.save("service-lm-eval", rows))
+                        print(json.dumps(run), record.save("service-lm-eval", rows), flush=True)  # it takes long
 
 
 def cast(source: Path, target: Path, dtype: str) -> Path:
