@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -44,6 +44,13 @@ def serve(
     public_metrics: Annotated[
         bool, typer.Option("--public-metrics", help="Show /metrics, which names tenants, without an admin key.")
     ] = False,
+    generation_config: Annotated[
+        str,
+        typer.Option(
+            help="Where sampling parameters that a request leaves out come from: auto, each model's "
+            "generation_config.json; none, OpenAI's own defaults."
+        ),
+    ] = "auto",
     drain_seconds: Annotated[float, typer.Option(help="How long answers may go on after a signal to stop.")] = 30.0,
 ) -> None:
     """Serve a base and its fine-tunes over HTTP, as OpenAI's clients ask: the tenant is the `model`.
@@ -78,7 +85,7 @@ def serve(
         delta_bytes=int(deltas_gib * _GIB),
         public_metrics=public_metrics,
         engine=EngineSettings(kv_bytes=int(kv_gib * _GIB), max_running=max_running, threads=threads),
-        settings=ServiceSettings(drain_seconds=drain_seconds),
+        settings=ServiceSettings(drain_seconds=drain_seconds, generation_config=cast(Any, generation_config)),
     )
     with assembled(open_base(base), plan) as service:
 

@@ -155,8 +155,8 @@ def _opened_admission(base: LiveBase, plan: Plan, stack: ExitStack) -> PolicyAdm
     policy = read_policy(plan.policy)
     if (wanted := policy.policy.base_root) not in (None, base.root):
         raise DataError(
-            f"{plan.policy} asks for deltas of the base {wanted[:12]}… and {base.root[:12]}… is served, so that it would "
-            "admit none; correct base_root, or serve that base."
+            f"{plan.policy} asks for deltas of the base {wanted[:12]}… and {base.root[:12]}… is served, so that it "
+            "would admit none; correct base_root, or serve that base."
         )
     admission = PolicyAdmission(policy, base.root, DecisionLog(plan.decisions))
     stack.callback(admission.close)

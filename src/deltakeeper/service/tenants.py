@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.engine.lease import Lease
-from deltakeeper.engine.tenant_files import check_name
 from deltakeeper.engine.store import TenantStore
+from deltakeeper.engine.tenant_files import check_name
 from deltakeeper.errors import ArtifactError, DeltakeeperError, TenantError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import NotFound, Refused, Unavailable
