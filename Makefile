@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 export DELTAKEEPER_CACHE ?= $(CURDIR)/.cache
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-ray coverage check docs clean
+.PHONY: setup demo test test-ray test-contract coverage check docs clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,14 @@ test: $(STAMP)
 # Three nodes of a Ray cluster on this machine, of which one is killed; some minutes.
 test-ray: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/service/cluster
+
+# A live service asked all that its OpenAPI document allows, and what it does not; minutes, in an environment of its own.
+test-contract: $(STAMP) $(VENV)/contract/bin/schemathesis
+	SCHEMATHESIS=$(abspath $(VENV)/contract/bin/schemathesis) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/service/test_schemathesis.py
+
+$(VENV)/contract/bin/schemathesis:
+	$(PYTHON) -m venv $(VENV)/contract
+	$(VENV)/contract/bin/python -m pip --disable-pip-version-check -q install schemathesis==4.32.5
 
 # The same tests, watched line by line, which takes half as long again; nine tenths of all lines have to run.
 coverage: $(STAMP)

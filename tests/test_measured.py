@@ -151,3 +151,31 @@ def test_figures_are_pictures_that_stand_alone(pages):
     bars = ElementTree.fromstring(found["serving.svg"]).iter("{http://www.w3.org/2000/svg}rect")
     widths = [float(bar.get("width")) for bar in bars]
     assert len(widths) == 4 and widths[0] / widths[3] == pytest.approx(10, rel=0.02)
+
+
+def test_answers_over_http_are_told_beside_those_in_process_with_what_parted(pages):
+    run = {"dtype": "float32", "arm": "one-bit", "items": 4, "seconds": {"http": 20.0, "in process": 30.0}}
+    scores = {
+        "http": {"acc, none": 0.5, "acc_norm, none": 0.25},
+        "in process": {"acc, none": 0.75, "acc_norm, none": 0.0},
+    }
+    apart = {"numbers": 8, "worst": 2.5e-5, "mean": 1e-5, "worst_by_token": 2e-6, "same_greedy": 8, "same_choice": 3}
+    parted = [{"item": 2, "token": 17, "margin": 0.0625, "http": " a|b", "in process": "\n"}, {"item": 3, "token": 5}]
+    parted[1] |= {"http": "the", "in process": "end"}
+    rows = {
+        "codec": "bitdelta:bits=1",
+        "new_tokens": 160,
+        "tasks": [{"task": "gsm8k_local", "items": 4, "shots": 3}],
+        "runs": [
+            run | {"task": "piqa_local", "client": "local-completions", "scores": scores} | apart,
+            run | {"client": "local-chat-completions", "scores": scores, "same_answers": 2, "parted": parted},
+        ],
+    }
+    text = pages(**{"service-lm-eval": rows})["results.md"]
+    assert "4 items of `gsm8k_local` (3 shots)" in text
+    assert row(text, "float32, one-bit, `local-completions`")[1:] == [
+        *("0.500, 0.250", "0.750, 0.000", "3 of 4", "8", "2.5e-05", "1.0e-05", "2.0e-06")
+    ]
+    [told, *others] = [line for line in text.splitlines() if line.startswith("| float32, one-bit, `local-chat-comp")]
+    assert "| 2 of 4 | 20.0 | 30.0 |" in told and len(others) == 2
+    assert "| 2 | 17 | `' a\\|b'` | `'\\n'` | 0.062 |" in others[0] and others[1].endswith("| none: one ends |")

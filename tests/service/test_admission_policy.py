@@ -12,8 +12,10 @@ from admission_parts import DATE, write_judge, write_policy, write_statement
 from deltakeeper.artifact import open_artifact
 from deltakeeper.attestation import make_keys
 from deltakeeper.errors import AttestationError, DataError
+from deltakeeper.live_base import open_base
 from deltakeeper.service.admission.inspection import inspect
 from deltakeeper.service.admission.policy import Policy, read_policy
+from deltakeeper.service.assembly import Plan, assembled
 
 BOUNDS = {"public_keys": ["signer.pem.pub"], "at_most": {"attack": 0.1}, "at_least": {"skill": 0.8}}
 
@@ -35,6 +37,16 @@ def test_an_empty_policy_asks_for_the_served_base_alone(here):
     assert look(here).verdict == "admitted"
     assert "is for the base" in said(look(here, "stranger"))
     assert look(here, root="ab" * 32).verdict == "refused"
+
+
+def test_a_policy_that_names_another_base_admits_nothing_of_it(here, world):
+    """The base that is served decides in any case: a policy may ask for less, and not for something else."""
+    root = open_artifact(here / "deltas" / "stranger").manifest.base.root
+    assert "is served" in said(look(here, "stranger", base_root=root))
+    write_policy(here, base_root=root)
+    plan = Plan(here / "deltas", here / "state.db", here / "log.jsonl", "base", policy=here / "policy.yaml")
+    with pytest.raises(DataError, match="it would admit none"), assembled(open_base(world / "base"), plan):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,34 @@ def test_without_a_policy_whatever_fits_the_base_is_served(world, here):
         assert parts.client.get("/admin/decisions").json() == {"object": "list", "data": []}
 
 
+def test_a_delta_of_another_base_is_refused_by_policy_and_the_refusal_is_logged(world, here):
+    with serving(world, here) as parts:
+        for _ in range(2):  # the second while the store waits before it tries again
+            asked = parts.client.post("/v1/completions", json={"model": "stranger", "prompt": "w1"})
+            assert error_of(asked, 422)["code"] == "not_admitted" and "Retry-After" not in asked.headers
+        [entry] = parts.client.get("/admin/decisions").json()["data"]
+        assert (entry["name"], entry["verdict"]) == ("stranger", "refused") and "is for the base" in entry["reasons"][0]
+        assert "stranger" not in {card["id"] for card in parts.client.get("/v1/models").json()["data"]}
+
+
+def test_an_artifact_that_cannot_be_read_is_refused_by_policy_with_the_reason(world, here):
+    (here / "deltas" / "signs" / "delta_config.json").write_text("{")
+    with serving(world, here) as parts:
+        asked = parts.client.post("/v1/completions", json={"model": "signs", "prompt": "w1"})
+        assert error_of(asked, 422)["code"] == "not_admitted"
+        [entry] = parts.client.get("/admin/decisions").json()["data"]
+        assert "not JSON" in entry["reasons"][0]
+
+
+def test_without_a_policy_the_operator_is_told_once_why_a_delta_cannot_be_served(world, here, caplog):
+    with serving(world, here, admission=False) as parts:
+        for _ in range(3):
+            asked = parts.client.post("/v1/completions", json={"model": "stranger", "prompt": "w1"})
+            assert error_of(asked, 503)["code"] == "model_not_loaded"
+    told = [record.getMessage() for record in caplog.records if "cannot be served" in record.getMessage()]
+    assert len(told) == 1 and "is not the base that is served" in told[0] and "serve it on its own base" in told[0]
+
+
 def test_clients_of_vllm_load_and_unload(world, here):
     with serving(world, here) as parts:
         client = parts.client

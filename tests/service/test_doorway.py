@@ -187,6 +187,18 @@ def _take_lines(caplog, lines):
     return len(lines)
 
 
+def test_probes_are_no_news_unless_they_fail(live, caplog, monkeypatch):
+    caplog.set_level("INFO", "deltakeeper.service")
+    with live.client() as client:
+        client.get("/ready")
+        client.get("/health")
+        client.get("/openapi.json")
+        monkeypatch.setattr(type(live.services.engine), "alive", property(lambda engine: False))
+        client.get("/ready")
+    told = [record.getMessage() for record in caplog.records if " -> " in record.getMessage()]
+    assert len(told) == 2 and "GET /openapi.json -> 200" in told[0] and "GET /ready -> 503" in told[1]
+
+
 def test_secrets_are_not_logged(live, caplog):
     caplog.set_level("DEBUG")
     with live.client(SECRET) as client:
@@ -218,3 +230,13 @@ def test_the_document_says_that_errors_are_json(live):
             for operation in operations:
                 assert set(operation["responses"]) == {"200", "4XX", "5XX"}
                 assert set(operation["responses"]["4XX"]["content"]) == {"application/json"}
+
+
+def test_the_document_says_which_routes_want_a_key(live):
+    with live.client() as client:
+        found = client.get("/openapi.json").json()
+    [(name, scheme)] = found["components"]["securitySchemes"].items()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    wanted = {path: one.get("security") for path, methods in found["paths"].items() for one in methods.values()}
+    assert wanted.pop("/health") is None and wanted.pop("/ready") is None
+    assert "/v1/models/{model}" in wanted and all(security == [{name: []}] for security in wanted.values())

@@ -23,9 +23,9 @@ def asked(kind, rows):
 
 @pytest.fixture(scope="module")
 def models(service_folder, tmp_path_factory):
-    """The server's client and the merged model, by lm-eval's names."""
+    """The server's two clients and the merged model, by lm-eval's names."""
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
     merged = apply_delta(
         service_folder / "base", service_folder / "deltas" / "signs", tmp_path_factory.mktemp("merged") / "signs"
@@ -40,19 +40,30 @@ def models(service_folder, tmp_path_factory):
             batch_size=2,
             max_length=64,
         )
-        here = HFLM(pretrained=str(merged), tokenizer=str(service_folder / "base"), dtype="float32", device="cpu")
-        yield remote, here
+        chat = LocalChatCompletion(model="signs", base_url=f"{live.url}/v1/chat/completions", max_length=64)
+        here = HFLM(pretrained=str(merged), tokenizer=str(merged), dtype="float32", device="cpu")
+        yield remote, chat, here
 
 
 def test_log_likelihoods_are_the_same(models):
     pairs = [(context, f" {more}") for context in CONTEXTS for more in ("w11 w12", "w40")]
-    remote, here = (model.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True) for model in models)
+    plain, _, merged = models
+    remote, here = (model.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True) for model in (plain, merged))
     assert [score for score, _ in remote] == pytest.approx([score for score, _ in here], abs=1e-4)
     assert [greedy for _, greedy in remote] == [greedy for _, greedy in here]
 
 
-def test_generated_answers_are_the_same_up_to_their_stop_strings(models):
-    rows = [(context, {"until": ["w20", "w30"], "max_gen_toks": 8, "do_sample": False}) for context in CONTEXTS]
-    remote, here = (model.generate_until(asked("generate_until", rows), disable_tqdm=True) for model in models)
+@pytest.mark.parametrize("talk", [False, True], ids=["completions", "chat"])
+def test_generated_answers_are_the_same_up_to_their_stop_strings(models, talk):
+    plain, chat, merged = models
+    until = {"until": ["w20", "w30"], "max_gen_toks": 8, "do_sample": False}
+
+    def answers(model):
+        turns = [[{"role": "user", "content": context}] for context in CONTEXTS]
+        texts = [model.apply_chat_template(chat) for chat in turns] if talk else CONTEXTS
+        rows = [(text, dict(until)) for text in texts]
+        return model.generate_until(asked("generate_until", rows), disable_tqdm=True)
+
+    remote, here = answers(chat if talk else plain), answers(merged)
     assert [text.split() for text in remote] == [text.split() for text in here]
     assert len(set(remote)) == len(CONTEXTS)

@@ -16,7 +16,7 @@ from service_cases import PROMPT, FakeGate, opened_services, served, wait_until
 
 from deltakeeper.errors import TenantError
 from deltakeeper.service.access import Principal
-from deltakeeper.service.openai import completions
+from deltakeeper.service.openai import call
 from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenants import Model
 from deltakeeper.service.texts import Words
@@ -271,7 +271,7 @@ def test_a_tenant_that_goes_while_a_request_waits_is_no_failure_of_the_service(s
                 answers.append(client.post("/v1/completions", json=LONG | {"model": "signs"}))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(completions, "find_model", found)
+            patch.setattr(call, "find_model", found)
             thread = threading.Thread(target=ask)
             thread.start()
             wait_until(lambda: live.services.engine.stats().waiting == 1)

@@ -72,6 +72,15 @@ def test_the_first_key_is_made_on_an_open_service_and_closes_it(client):
     assert [key["id"] for key in listed.json()["data"]] == [made.json()["id"]]
 
 
+def test_a_truth_is_no_number(client, admin):
+    """JSON's `true` must not become a quota of 1."""
+    for limits in ({"requests_per_minute": True}, {"concurrent": "1"}):
+        refused = client.put("/admin/quotas/model/signs", json=limits, headers=admin)
+        assert refused.status_code == 400, refused.text
+    assert client.post("/admin/keys", json={"name": "k", "models": ["a"], "expires_in": True}, headers=admin).is_error
+    assert client.put("/admin/quotas/model/signs", json={"concurrent": 1}, headers=admin).is_success
+
+
 def test_a_key_is_made_shown_once_and_revoked(client, gate, admin, caplog):
     caplog.set_level(logging.DEBUG)
     asked = {"name": "team", "models": ["b", "a"], "expires_in": 3600}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -51,6 +51,13 @@ def serve(
         str | None,
         typer.Option(help="Where traces are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces."),
     ] = None,
+    generation_config: Annotated[
+        str,
+        typer.Option(
+            help="Where sampling parameters that a request leaves out come from: auto, each model's "
+            "generation_config.json; none, OpenAI's own defaults."
+        ),
+    ] = "auto",
     drain_seconds: Annotated[float, typer.Option(help="How long answers may go on after a signal to stop.")] = 30.0,
     ray: Annotated[
         str | None,
@@ -108,7 +115,7 @@ def serve(
         traces=otlp_traces_endpoint,
         public_metrics=public_metrics,
         engine=EngineSettings(kv_bytes=int(kv_gib * _GIB), max_running=max_running, threads=threads),
-        settings=ServiceSettings(drain_seconds=drain_seconds),
+        settings=ServiceSettings(drain_seconds=drain_seconds, generation_config=cast(Any, generation_config)),
     )
     with _opened(base, plan, ray, scaling) as service:
 

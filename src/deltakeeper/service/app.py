@@ -40,7 +40,7 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
         responses={status: {"model": ErrorBody, "description": "An error."} for status in ("4XX", "5XX")},
     )
     app.state.services = services
-    app.state.texts = Texts(services.base.tokenizer)
+    app.state.texts = Texts(services.base, with_defaults=services.settings.generation_config == "auto")
     add_error_answers(app)
     for router in (health.router, models.router, chat.router, completions.router, _document, *more):
         app.include_router(router)

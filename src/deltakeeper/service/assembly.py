@@ -19,6 +19,7 @@ from deltakeeper.service import status
 from deltakeeper.service.admission import decisions as decision_routes
 from deltakeeper.service.admission import deltas as delta_routes
 from deltakeeper.service.admission import read_policy
+from deltakeeper.service.admission.policy import PolicyFile
 from deltakeeper.service.app import build_app
 from deltakeeper.service.engine_room import opened_room
 from deltakeeper.service.metrics import ServiceMetrics, metrics_router
@@ -107,7 +108,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
                 delta_bytes=plan.delta_bytes,
                 loaders=plan.loaders,
                 engine=plan.engine,
-                policy=None if plan.policy is None else read_policy(plan.policy),
+                policy=opened_policy(plan, base.root),
                 decisions=plan.decisions,
             )
         )
@@ -151,6 +152,23 @@ def opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
             f"create --state {state.where} --name admin --admin`, or listen on 127.0.0.1."
         )
     return gate
+
+
+def opened_policy(plan: Plan, base_root: str) -> PolicyFile | None:
+    """The policy of a plan; None where whatever fits the base gets in.
+
+    Raises:
+        DataError: it cannot be read, or is for another base.
+    """
+    if plan.policy is None:
+        return None
+    policy = read_policy(plan.policy)
+    if (wanted := policy.policy.base_root) not in (None, base_root):
+        raise DataError(
+            f"{plan.policy} asks for deltas of the base {wanted[:12]}… and {base_root[:12]}… is served, so that it "
+            "would admit none; correct base_root, or serve that base."
+        )
+    return policy
 
 
 def opened_traces(plan: Plan, stack: ExitStack) -> Tracer | None:

@@ -26,6 +26,7 @@ from deltakeeper.service.settings import ServiceSettings
 
 _log = logging.getLogger("deltakeeper.service")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_PROBES = ("/health", "/ready")
 _UNFORESEEN = "The service failed in a way that it does not know; its log says how, under this request id."
 
 
@@ -145,7 +146,9 @@ class _Visit:
 
     def log(self) -> None:
         principal = self._scope["state"].get("principal")
-        _log.info(
+        unremarkable = self._scope["path"] in _PROBES and self.status == 200  # an orchestrator asks every few seconds
+        _log.log(
+            logging.DEBUG if unremarkable else logging.INFO,
             "request %s: %s %s -> %d in %.3f s, key %s",
             self.id,
             self._scope["method"],

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBearer
 from fastapi.routing import iter_route_contexts
+from fastapi.security.base import SecurityBase
 
 from deltakeeper.errors import DeltakeeperError
 from deltakeeper.service.access import Principal
@@ -34,12 +36,19 @@ class Guard:
             let_in(request.app.state.services.gate, request.scope, self.kind)
 
 
+class KeyGuard(Guard, SecurityBase):
+    """A guard that asks for a key, and says so in the OpenAPI document."""
+
+    scheme_name = "key"
+    model = HTTPBearer(description="A key of the service; on loopback everybody is let in until the first one is made.")
+
+
 def require(kind: Kind) -> Any:
     """Declare who may call a route: `APIRouter(dependencies=[require("manage")])`.
 
     The caller is then `request.state.principal`, an `access.Principal`; public routes have none.
     """
-    return Depends(Guard(kind))
+    return Depends(Guard(kind) if kind == "public" else KeyGuard(kind))
 
 
 def let_in(gate: Any, scope: Any, kind: Kind) -> Principal:

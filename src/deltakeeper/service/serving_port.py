@@ -22,6 +22,10 @@ class ServedBase(Protocol):
         """Its tokenizer, of transformers."""
 
     @property
+    def path(self) -> Path:
+        """Its folder."""
+
+    @property
     def root(self) -> str:
         """Fingerprint of its checkpoint."""
 

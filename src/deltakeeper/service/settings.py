@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from deltakeeper.errors import DataError
 
@@ -23,6 +24,8 @@ class ServiceSettings:
         encode_seconds: how long a prompt may take to become tokens, its tenant's others before it included.
         keep_alive_seconds: silence in a stream after which a comment is sent, so that proxies keep it open.
         drain_seconds: how long running answers may go on once the service is to stop.
+        generation_config: where parameters of sampling that a request leaves out come from: `auto` is the model's
+            `generation_config.json`, `none` are OpenAI's own defaults.
         retry_seconds: what `Retry-After` says where nothing better is known.
         hosts: names (without port) that the service may be called by, None for any. A service without keys names its
             own, or any web page could ask it through a name that it makes point here (DNS rebinding).
@@ -43,9 +46,13 @@ class ServiceSettings:
     keep_alive_seconds: float = 30.0
     drain_seconds: float = 30.0
     retry_seconds: float = 1.0
+    generation_config: Literal["auto", "none"] = "auto"
     hosts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name != "hosts" and not getattr(self, field.name) > 0:
-                raise DataError(f"service setting {field.name} is {getattr(self, field.name)}; give a positive number.")
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not value > 0:
+                raise DataError(f"service setting {field.name} is {value}; give a positive number.")
+        if self.generation_config not in ("auto", "none"):
+            raise DataError(f"service setting generation_config is '{self.generation_config}'; give auto or none.")

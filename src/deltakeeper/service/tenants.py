@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.engine.tenant_files import check_name
-from deltakeeper.errors import DeltakeeperError, TenantError
+from deltakeeper.errors import ArtifactError, DeltakeeperError, TenantError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import NotFound, Refused, Unavailable
 from deltakeeper.service.running import Services
-from deltakeeper.service.serving_port import HeldTenant
+from deltakeeper.service.serving_port import HeldTenant, TenantPlaces
 from deltakeeper.service.texts import Texts, Words
 
 _log = logging.getLogger("deltakeeper.service")
+_told: WeakKeyDictionary[TenantPlaces, dict[str, str]] = WeakKeyDictionary()
+"""Why each model could not be served, as the log says already."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,14 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
         return Model(name, None, texts.base)
     try:
         with await _lease(services, name) as lease:
+            _told.get(services.store, {}).pop(name, None)
             return Model(name, name, await texts.of(lease.version, lease.delta))
     except (DeltakeeperError, TimeoutError) as error:  # it may name paths, which are the operator's business alone
-        _log.warning("model %s cannot be served: %s", name, error)
+        _tell(services, name, str(error))
+        if isinstance(error, ArtifactError) and services.admission is not None:
+            with suppress(TenantError):  # it was removed meanwhile
+                folder = services.store.source(name).path
+                await asyncio.to_thread(services.admission.decide, name, folder)  # a refusal that is logged
         check_admitted(services, name)
         raise _not_loaded(services, name) from error
 
@@ -96,6 +105,14 @@ def is_refused(services: Services, name: str) -> bool:
     """Whether the latest decision on a tenant keeps it out."""
     decision = None if services.admission is None else services.admission.known(name)
     return decision is not None and decision.verdict == "refused"
+
+
+def _tell(services: Services, name: str, why: str) -> None:
+    """Log why a model cannot be served, once and not for every request; the store repeats it while it waits."""
+    told = _told.setdefault(services.store, {})
+    if name not in told or not why.endswith(told[name]):
+        told[name] = why
+        _log.warning("model %s cannot be served: %s", name, why)
 
 
 async def _lease(services: Services, name: str) -> HeldTenant:

@@ -10,6 +10,8 @@ from deltakeeper.errors import DataError
 from deltakeeper.overlay import TenantDelta
 from deltakeeper.prompting import tokenizers
 from deltakeeper.service.errors import BadRequest, Unavailable
+from deltakeeper.service.sampling_defaults import FILE_NAME, SamplingDefaults, read_defaults
+from deltakeeper.service.serving_port import ServedBase
 
 _MOST_KEPT = 256
 _T = TypeVar("_T")
@@ -21,11 +23,13 @@ class Words:
     Attributes:
         tokenizer: of transformers.
         vocabulary: number of tokens that may stand in a prompt; None where the engine knows better.
+        defaults: how tokens are drawn where a request does not say.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int | None = None, defaults: SamplingDefaults | None = None) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
+        self.defaults = defaults or SamplingDefaults()
         # A first use may change a tokenizer of Rust, which refuses to be read meanwhile; later ones do not.
         tokenizer("")
         self._turn = asyncio.Lock()
@@ -97,11 +101,16 @@ class Texts:
     """The words of the base and of every version of a tenant that was asked lately.
 
     Args:
-        base: the base's tokenizer.
+        base: with its tokenizer and its folder.
+        with_defaults: whether models say how tokens are drawn where a request does not.
+
+    Raises:
+        DataError: the base's generation config cannot be used.
     """
 
-    def __init__(self, base: Any) -> None:
-        self.base = Words(base)
+    def __init__(self, base: ServedBase, *, with_defaults: bool = True) -> None:
+        self._with_defaults = with_defaults
+        self.base = Words(base.tokenizer, defaults=read_defaults(base.path) if with_defaults else None)
         self._kept: dict[str, asyncio.Task[Words]] = {}
 
     async def of(self, version: str, delta: Any) -> Words:
@@ -128,4 +137,5 @@ class Texts:
 
     def _read(self, delta: TenantDelta) -> Words:
         own = tokenizers(self.base.tokenizer, {"": delta})[""]
-        return Words(own, delta.vocabulary)
+        has_own = self._with_defaults and FILE_NAME in delta.side_files
+        return Words(own, delta.vocabulary, read_defaults(delta.side_folder) if has_own else self.base.defaults)

@@ -32,7 +32,7 @@ class DeltaPlace(BaseModel):
         load: load it and run its canary before answering; otherwise with the first request.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     path: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     planes: Annotated[int, Field(ge=1, le=64)] | None = None

@@ -85,9 +85,10 @@ def undimmed(artifact: DeltaArtifact) -> str | None:
 
 def _faults(file: PolicyFile, artifact: DeltaArtifact, base_root: str) -> Iterator[str]:
     policy, manifest = file.policy, artifact.manifest
-    wanted = policy.base_root or base_root
-    if manifest.base.root != wanted:
-        yield f"It is for the base {manifest.base.root[:12]}…, and policy asks for {wanted[:12]}…."
+    if policy.base_root is not None and manifest.base.root != policy.base_root:
+        yield f"It is for the base {manifest.base.root[:12]}…, and policy asks for {policy.base_root[:12]}…."
+    elif manifest.base.root != base_root:
+        yield f"It is for the base {manifest.base.root[:12]}…, and {base_root[:12]}… is served."
     if policy.codecs is not None:
         spelled = {manifest.codec, *(record.codec for record in manifest.tensors.values() if record.codec)}
         names = {part.partition(":")[0] for text in spelled for part in _PART.split(text)}

@@ -14,13 +14,14 @@ from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.errors import TenantError
 from deltakeeper.fingerprint import fingerprint
 from deltakeeper.live_base import read_tokenizer
-from deltakeeper.service.admission import DecisionLog, read_policy
+from deltakeeper.service.admission import DecisionLog
 from deltakeeper.service.app import build_app
 from deltakeeper.service.assembly import (
     LOCAL_HOSTS,
     Assembled,
     Plan,
     opened_gate,
+    opened_policy,
     opened_traces,
     register_tenants,
     service_routers,
@@ -100,7 +101,7 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, start: Start) -> 
         state = open_state(plan.state)
         stack.callback(state.close)
         gate = opened_gate(state, plan.host, stack)
-        gathered = _opened_decisions(plan, stack)
+        gathered = _opened_decisions(base, plan, stack)
         made = ReplicaPlan(
             base=base.source,
             root=base.root,
@@ -155,9 +156,10 @@ def _assembled(base: DistantBase, plan: Plan, scaling: Scaling, parts: _Parts) -
     return Assembled(services, app, gate.is_open, parts.where)
 
 
-def _opened_decisions(plan: Plan, stack: ExitStack) -> Gathered | None:
-    if plan.policy is None:
+def _opened_decisions(base: DistantBase, plan: Plan, stack: ExitStack) -> Gathered | None:
+    policy = opened_policy(plan, base.root)
+    if policy is None:
         return None
     log = DecisionLog(plan.decisions)
     stack.callback(log.close)
-    return Gathered(log, read_policy(plan.policy).sha256)
+    return Gathered(log, policy.sha256)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltakeeper.engine import Request
-from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import BadRequest
 from deltakeeper.service.openai.answering import Answering
 from deltakeeper.service.openai.bodies import ChatBody, CompletionBody
-from deltakeeper.service.running import Services
-from deltakeeper.service.settings import ServiceSettings
+from deltakeeper.service.openai.call import Call
 from deltakeeper.service.tenants import Model
 
 
@@ -50,28 +48,6 @@ def open_exchange(prefix: str, kind: str, model: str) -> Exchange:
     return Exchange(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), kind, model)
 
 
-def check_sizes(body: ChatBody | CompletionBody, prompts: int, settings: ServiceSettings) -> None:
-    """Refuse what asks for too many things at once.
-
-    Raises:
-        BadRequest: names the parameter.
-    """
-    if prompts > settings.max_prompts:
-        raise BadRequest(
-            f"{prompts} prompts are too many; send at most {settings.max_prompts} in a request.", param="prompt"
-        )
-    if prompts * body.n > settings.max_choices:
-        raise BadRequest(
-            f"{prompts * body.n} answers are too many; ask for at most {settings.max_choices} in a request.", param="n"
-        )
-    if len(body.stops) > settings.max_stop_strings or any(len(t) > settings.max_stop_characters for t in body.stops):
-        raise BadRequest(
-            f"The stop strings are too many or too long; give at most {settings.max_stop_strings} of at most "
-            f"{settings.max_stop_characters} characters.",
-            param="stop",
-        )
-
-
 def check_prompt(tokens: Sequence[int], model: Model, context: int, param: str) -> None:
     """Refuse a prompt that could not be answered.
 
@@ -94,50 +70,45 @@ def check_prompt(tokens: Sequence[int], model: Model, context: int, param: str) 
 
 
 def ask(
-    services: Services,
-    principal: Principal,
-    model: Model,
+    call: Call,
     body: ChatBody | CompletionBody,
     prompts: Sequence[Sequence[int]],
     *,
     longest: int | None,
     logprobs: int | None,
     echo: bool = False,
-    arrived: float,
-    request_id: str,
 ) -> Answering:
     """Hand in one request an answer: `n` of them for the first prompt, then those for the second, and so on.
 
     Args:
-        services: the running service.
-        principal: who asks; what they asked before is never shared with others, not even by its timing.
-        model: what is asked.
+        call: who asks what.
         body: how tokens are chosen, and what ends an answer.
         prompts: token ids, each checked.
         longest: tokens of an answer; None for what the service gives by default, 0 to rate the prompts only.
         logprobs: likeliest tokens that are reported at each place.
         echo: whether log-probabilities of the prompt are wanted too.
-        arrived: when the request came, in seconds of `time.perf_counter()`; a client waits for a cold tenant too.
-        request_id: by which the engine's errors and the log call it.
 
     Raises:
         ServiceError: see `Answering`.
     """
+    services, model = call.services, call.model
     wanted = services.settings.default_new_tokens if longest is None else max(1, longest)
     requests = [
         Request(
             tuple(prompt),
             tenant=model.tenant,
             max_new_tokens=min(wanted, services.engine.context - len(prompt)),
-            sampling=body.sampling(logprobs, choice),
+            sampling=body.sampling(model.words.defaults, logprobs, choice),
             stop=body.stops,
             stop_tokens=tuple(body.stop_token_ids or ()),
             ignore_eos=body.ignore_eos,
             prompt_logprobs=logprobs if echo else None,
-            cache_salt=principal.key_id or "",
-            id=request_id,
+            cache_salt=call.principal.key_id or "",
+            id=call.request_id,
         )
         for prompt in prompts
         for choice in range(body.n)
     ]
-    return Answering(services, principal, model.name, requests, choices=body.n, counted=longest != 0, arrived=arrived)
+    return Answering(
+        services, call.principal, model.name, requests, choices=body.n, counted=longest != 0, arrived=call.arrived
+    )

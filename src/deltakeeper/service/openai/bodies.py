@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deltakeeper.engine import Sampling
+from deltakeeper.service.sampling_defaults import SamplingDefaults
 
 Tokens = list[Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]]
 Text = Annotated[str, Field(max_length=1 << 23)]
@@ -34,8 +35,8 @@ class _Asking(_Body):
 
     model: str = Field(max_length=256, description="The base's name or that of a tenant; see /v1/models.")
     n: int = Field(1, ge=1, le=1024, description="Answers to each prompt.")
-    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False, description="0 is greedy; 1 by default.")
-    top_p: float | None = Field(None, gt=0, le=1, description="1 by default.")
+    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=1 << 31, description="0 or -1 for all tokens (vLLM's).")
     min_p: float | None = Field(None, ge=0, le=1, description="(vLLM's)")
     presence_penalty: float | None = Field(None, ge=-100, le=100)
@@ -62,18 +63,18 @@ class _Asking(_Body):
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(text for text in given if text)
 
-    def sampling(self, logprobs: int | None, choice: int) -> Sampling:
+    def sampling(self, defaults: SamplingDefaults, logprobs: int | None, choice: int) -> Sampling:
         """How tokens of one of the `n` answers are chosen; each has a seed of its own, so that they differ."""
 
         def given(value: Any, default: Any) -> Any:
             return default if value is None else value
 
         return Sampling(
-            temperature=given(self.temperature, 1.0),
-            top_p=given(self.top_p, 1.0),
-            top_k=max(0, given(self.top_k, 0)),
-            min_p=given(self.min_p, 0.0),
-            repetition_penalty=given(self.repetition_penalty, 1.0),
+            temperature=given(self.temperature, defaults.temperature),
+            top_p=given(self.top_p, defaults.top_p),
+            top_k=max(0, given(self.top_k, defaults.top_k)),
+            min_p=given(self.min_p, defaults.min_p),
+            repetition_penalty=given(self.repetition_penalty, defaults.repetition_penalty),
             presence_penalty=given(self.presence_penalty, 0.0),
             frequency_penalty=given(self.frequency_penalty, 0.0),
             seed=None if self.seed is None else self.seed + choice,

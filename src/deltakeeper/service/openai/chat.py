@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,15 +9,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from deltakeeper.service.guard import require
-from deltakeeper.service.health import check_taking
 from deltakeeper.service.openai.answering import Answering
-from deltakeeper.service.openai.asking import Exchange, ask, check_prompt, check_sizes, open_exchange
+from deltakeeper.service.openai.asking import Exchange, ask, check_prompt, open_exchange
 from deltakeeper.service.openai.bodies import ChatBody
+from deltakeeper.service.openai.call import open_call
 from deltakeeper.service.openai.events import DOCUMENTED, EventStream
 from deltakeeper.service.openai.logprobs import chat_logprobs
 from deltakeeper.service.openai.reading import read_whole, with_usage
-from deltakeeper.service.running import Services
-from deltakeeper.service.tenants import find_model
 from deltakeeper.service.texts import Words
 
 router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask")])
@@ -27,27 +24,13 @@ router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask"
 @router.post("/chat/completions", response_model=None, responses=DOCUMENTED)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answer a chat, in the model's own template."""
-    arrived = time.perf_counter()
-    services: Services = request.app.state.services
-    check_taking(services)
-    check_sizes(body, 1, services.settings)
-    principal = request.state.principal
-    model = await find_model(services, request.app.state.texts, principal, body.model)
+    call = await open_call(request, body, 1)
+    services, model = call.services, call.model
     turns = [message.turn() for message in body.messages]
     prompt = await model.words.run(services.settings.encode_seconds, model.words.encode_chat, turns)
     check_prompt(prompt, model, services.engine.context, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    answering = ask(
-        services,
-        principal,
-        model,
-        body,
-        [prompt],
-        longest=body.longest,
-        logprobs=logprobs,
-        arrived=arrived,
-        request_id=request.state.request_id,
-    )
+    answering = ask(call, body, [prompt], longest=body.longest, logprobs=logprobs)
     reported = model.words if body.logprobs else None
     if body.stream:
         exchange = open_exchange("chatcmpl", "chat.completion.chunk", body.model)

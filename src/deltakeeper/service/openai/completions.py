@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +11,13 @@ from starlette.responses import JSONResponse, Response
 
 from deltakeeper.engine.stream import Stream, Token
 from deltakeeper.service.guard import require
-from deltakeeper.service.health import check_taking
 from deltakeeper.service.openai.answering import Answering
-from deltakeeper.service.openai.asking import Exchange, ask, check_prompt, check_sizes, open_exchange
+from deltakeeper.service.openai.asking import Exchange, ask, check_prompt, open_exchange
 from deltakeeper.service.openai.bodies import CompletionBody
+from deltakeeper.service.openai.call import open_call
 from deltakeeper.service.openai.events import DOCUMENTED, EventStream
 from deltakeeper.service.openai.logprobs import CompletionLogprobs
 from deltakeeper.service.openai.reading import read_whole, with_usage
-from deltakeeper.service.running import Services
-from deltakeeper.service.tenants import find_model
 from deltakeeper.service.texts import Words
 
 router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask")])
@@ -29,27 +26,12 @@ router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask"
 @router.post("/completions", response_model=None, responses=DOCUMENTED)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Go on from each prompt, as it is."""
-    arrived = time.perf_counter()
-    services: Services = request.app.state.services
-    check_taking(services)
-    check_sizes(body, len(body.prompts), services.settings)
-    principal = request.state.principal
-    model = await find_model(services, request.app.state.texts, principal, body.model)
+    call = await open_call(request, body, len(body.prompts))
+    services, model = call.services, call.model
     texts, prompts = await model.words.run(services.settings.encode_seconds, _encode, body, model.words)
     for prompt in prompts:
         check_prompt(prompt, model, services.engine.context, "prompt")
-    answering = ask(
-        services,
-        principal,
-        model,
-        body,
-        prompts,
-        longest=body.max_tokens,
-        logprobs=body.logprobs,
-        echo=body.echo,
-        arrived=arrived,
-        request_id=request.state.request_id,
-    )
+    answering = ask(call, body, prompts, longest=body.max_tokens, logprobs=body.logprobs, echo=body.echo)
     writers = [
         _Writer(body, model.words, texts[choice // body.n], prompts[choice // body.n], stream)
         for choice, stream in enumerate(answering.streams)

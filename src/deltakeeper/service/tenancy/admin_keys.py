@@ -20,7 +20,7 @@ router = APIRouter(prefix="/admin", tags=["keys and quotas"], dependencies=[requ
 class KeyWanted(BaseModel):
     """A key to be made. A tenant's key says which models it may ask, or `all`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(min_length=1, max_length=128)
     role: KeyRole = "tenant"
@@ -31,7 +31,7 @@ class KeyWanted(BaseModel):
 class LimitsWanted(BaseModel):
     """Limits of a quota; one that is left out is none."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=MOST)

@@ -1,0 +1,80 @@
+"""The beginning that both ways of asking share: a request is taken, within limits, and its model is there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from deltakeeper.service.access import Principal
+from deltakeeper.service.errors import BadRequest
+from deltakeeper.service.health import check_taking
+from deltakeeper.service.openai.bodies import ChatBody, CompletionBody
+from deltakeeper.service.running import Services
+from deltakeeper.service.settings import ServiceSettings
+from deltakeeper.service.tenants import Model, find_model
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to a model.
+
+    Attributes:
+        services: the running service.
+        principal: who asks; what they asked before is never shared with others, not even by its timing.
+        model: what is asked.
+        arrived: when the request came, in seconds of `time.perf_counter()`; a client waits for a cold tenant too.
+        request_id: by which the engine's errors and the log call it.
+    """
+
+    services: Services
+    principal: Principal
+    model: Model
+    arrived: float
+    request_id: str
+
+
+async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: int) -> Call:
+    """Take a request, and see to it that its model is loaded.
+
+    Args:
+        request: of HTTP.
+        body: what it asks.
+        prompts: how many.
+
+    Raises:
+        BadRequest: it asks for too many things at once.
+        NotFound: there is no such model, or not for this key.
+        Refused: policy keeps the model out.
+        Unavailable: the service is stopping, or the model cannot be loaded now.
+    """
+    arrived = time.perf_counter()
+    services: Services = request.app.state.services
+    check_taking(services)
+    check_sizes(body, prompts, services.settings)
+    principal = request.state.principal
+    model = await find_model(services, request.app.state.texts, principal, body.model)
+    return Call(services, principal, model, arrived, request.state.request_id)
+
+
+def check_sizes(body: ChatBody | CompletionBody, prompts: int, settings: ServiceSettings) -> None:
+    """Refuse what asks for too many things at once.
+
+    Raises:
+        BadRequest: names the parameter.
+    """
+    if prompts > settings.max_prompts:
+        raise BadRequest(
+            f"{prompts} prompts are too many; send at most {settings.max_prompts} in a request.", param="prompt"
+        )
+    if prompts * body.n > settings.max_choices:
+        raise BadRequest(
+            f"{prompts * body.n} answers are too many; ask for at most {settings.max_choices} in a request.", param="n"
+        )
+    if len(body.stops) > settings.max_stop_strings or any(len(t) > settings.max_stop_characters for t in body.stops):
+        raise BadRequest(
+            f"The stop strings are too many or too long; give at most {settings.max_stop_strings} of at most "
+            f"{settings.max_stop_characters} characters.",
+            param="stop",
+        )
