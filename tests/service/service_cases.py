@@ -56,6 +56,12 @@ class FakeGate:
     admitted: list[Spent] = field(default_factory=list)
     most: int | None = None
 
+    knows = True
+
+    @property
+    def is_open(self):
+        return not self.keys
+
     def identify(self, authorization):
         if not self.keys:
             return Principal(None, "open")

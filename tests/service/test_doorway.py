@@ -187,6 +187,12 @@ def _take_lines(caplog, lines):
     return len(lines)
 
 
+def test_nothing_is_routed_to_a_service_that_cannot_tell_keys(live, monkeypatch):
+    monkeypatch.setattr(live.services.gate, "knows", False)
+    with live.client() as client:
+        assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+
+
 def test_probes_are_no_news_unless_they_fail(live, caplog, monkeypatch):
     caplog.set_level("INFO", "deltakeeper.service")
     with live.client() as client:

@@ -125,6 +125,26 @@ def test_what_another_process_writes_holds_soon(place):
     theirs.close()
 
 
+def test_a_state_that_cannot_be_read_is_told_once_and_so_is_its_return(tmp_path, monkeypatch, caplog):
+    caplog.set_level("WARNING", "deltakeeper.service")
+    opened = open_state(tmp_path / "state.db")
+    tries = []
+
+    def revision(state):
+        tries.append(1)
+        if len(tries) in (2, 3):
+            raise StateError("The database is gone.")
+        return 1
+
+    monkeypatch.setattr(type(opened), "revision", revision)
+    gate = StateGate(opened)
+    assert within(20 * LOOK_SECONDS, lambda: len(tries) > 4)
+    gate.close()
+    opened.close()
+    lost, found = (record.getMessage() for record in caplog.records)
+    assert lost.endswith("nobody is let in: The database is gone.") and found.endswith("can be read again")
+
+
 def test_when_the_state_is_lost_known_keys_work_for_a_minute_and_nobody_after_it(tmp_path, monkeypatch):
     opened, clock = open_state(tmp_path / "state.db"), Clock()
     gate = StateGate(opened, clock=clock, open_until_first_key=True)

@@ -39,6 +39,16 @@ def ask(client, model, tokens=4):
     return client.post("/v1/completions", json={"model": model, "prompt": PROMPT, "max_tokens": tokens})
 
 
+def test_other_names_of_this_machine_are_for_keys_alone(running):
+    live, _ = running
+    with live.client() as anybody:
+        for name, status in (("rebound.example", 403), ("localhost:80", 200), ("", 403), ("[::1]", 200)):
+            assert anybody.get("/v1/models", headers={"Host": name}).status_code == status
+        secret = anybody.post("/admin/keys", json={"name": "me", "role": "admin"}).json()["secret"]
+    with live.client(secret) as owner:  # from the first key on, without a restart
+        assert owner.get("/v1/models", headers={"Host": "models.example"}).status_code == 200
+
+
 def test_a_key_sees_and_asks_its_own_tenant_alone(running):
     live, _ = running
     with live.client() as anybody:

@@ -43,6 +43,14 @@ class Usage(Protocol):
 class Gate(Protocol):
     """Keys and quotas. All methods are quick and may be called on any thread."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody is let in now, since no key was ever made."""
+
+    @property
+    def knows(self) -> bool:
+        """Whether it can tell keys at all; not while it could not read them for too long."""
+
     def identify(self, authorization: str | None) -> Principal:
         """The holder of a bearer key; raises `Unauthorized`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from deltakeeper.service.tenancy.gate import StateGate
 from deltakeeper.service.web import page
 
 _log = logging.getLogger("deltakeeper.service")
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
                 room.engine, room.store, plan.base_name, None if admission is None else admission.log
             ),
             traces=opened_traces(plan, stack),
-            settings=replace(plan.settings, hosts=LOCAL_HOSTS) if gate.is_open else plan.settings,
+            settings=plan.settings,
         )
         yield Assembled(services, build_app(services, service_routers(plan)), gate.is_open, state.where)
 

@@ -27,6 +27,8 @@ from deltakeeper.service.settings import ServiceSettings
 _log = logging.getLogger("deltakeeper.service")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _PROBES = ("/health", "/ready")
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+"""By other names nobody asks a service without keys: a web page could make one point here (DNS rebinding)."""
 _UNFORESEEN = "The service failed in a way that it does not know; its log says how, under this request id."
 
 
@@ -93,9 +95,9 @@ class Doorway:
             return status_response(
                 431, f"The headers are larger than {self._settings.max_header_bytes} bytes; send fewer of them."
             )
-        if self._settings.hosts is not None and _host(scope) not in self._settings.hosts:
+        if self._gate.is_open and _host(scope) not in _OWN_NAMES:
             return status_response(
-                403, f"This service is called by another name; ask {' or '.join(self._settings.hosts)}."
+                403, f"Without keys this service is asked as {' or '.join(_OWN_NAMES)} only; make a key first."
             )
         met = [(methods, kind) for path, methods, kind in self._table if path.match(scope["path"])]
         if not met:

@@ -22,9 +22,11 @@ async def health(request: Request) -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
-    """200 while requests are taken; 503 while the service drains, so that nothing new is routed here."""
+    """200 while requests are taken; 503 while it drains or cannot tell keys, so that nothing new is routed here."""
     services: Services = request.app.state.services
     check_taking(services)
+    if not services.gate.knows:
+        raise Unavailable("Keys cannot be checked at the moment.", retry_after=services.settings.retry_seconds)
     return {"status": "ready"}
 
 

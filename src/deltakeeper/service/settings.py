@@ -27,8 +27,6 @@ class ServiceSettings:
         generation_config: where parameters of sampling that a request leaves out come from: `auto` is the model's
             `generation_config.json`, `none` are OpenAI's own defaults.
         retry_seconds: what `Retry-After` says where nothing better is known.
-        hosts: names (without port) that the service may be called by, None for any. A service without keys names its
-            own, or any web page could ask it through a name that it makes point here (DNS rebinding).
 
     Raises:
         DataError: a limit is not positive.
@@ -47,7 +45,6 @@ class ServiceSettings:
     drain_seconds: float = 30.0
     retry_seconds: float = 1.0
     generation_config: Literal["auto", "none"] = "auto"
-    hosts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):

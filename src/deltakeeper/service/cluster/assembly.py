@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,6 @@ from deltakeeper.live_base import read_tokenizer
 from deltakeeper.service.admission import DecisionLog
 from deltakeeper.service.app import build_app
 from deltakeeper.service.assembly import (
-    LOCAL_HOSTS,
     Assembled,
     Plan,
     opened_gate,
@@ -150,7 +149,7 @@ def _assembled(base: DistantBase, plan: Plan, scaling: Scaling, parts: _Parts) -
         admission=None if gathered is None else ClusterAdmission(gathered, watch, tenants),
         metrics=metrics,
         traces=opened_traces(plan, parts.stack),
-        settings=replace(plan.settings, hosts=LOCAL_HOSTS) if gate.is_open else plan.settings,
+        settings=plan.settings,
     )
     app = build_app(services, [*service_routers(plan), replicas_router(watch)])
     return Assembled(services, app, gate.is_open, parts.where)

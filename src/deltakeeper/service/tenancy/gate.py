@@ -7,6 +7,7 @@ have been revoked meanwhile.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from deltakeeper.service.tenancy.metering import Meter, Ticket
 from deltakeeper.service.tenancy.quotas import QuotaBook, limits_by_subject
 from deltakeeper.service.tenancy.tenants import TenantRegister
 
+_log = logging.getLogger("deltakeeper.service")
 LOOK_SECONDS = 0.25
 STALE_SECONDS = 60.0
 _LONGEST = 256  # characters of a header that may be a key; no more than that is hashed
@@ -84,6 +86,11 @@ class StateGate:
         """Whether everybody is let in now."""
         return self._opens and not self.has_keys
 
+    @property
+    def knows(self) -> bool:
+        """Whether the state was readable within the last minute."""
+        return self._clock() - self._read_at <= STALE_SECONDS
+
     def identify(self, authorization: str | None) -> Principal:
         """The holder of a bearer key.
 
@@ -94,7 +101,7 @@ class StateGate:
             Unauthorized: there is no key in it, or one that is unknown, expired or revoked.
             Unavailable: the state has not been readable for a minute.
         """
-        if self._clock() - self._read_at > STALE_SECONDS:
+        if not self.knows:
             raise Unavailable("Keys cannot be checked at the moment; ask again later.", retry_after=5)
         if self.is_open:
             return Principal(None, "open")
@@ -129,11 +136,20 @@ class StateGate:
         self._thread.join()
 
     def _watch(self) -> None:
+        lost = False
         while not self._stopped.wait(LOOK_SECONDS):
             try:
                 self.refresh()
-            except StateError:
-                continue  # `identify` refuses once this has gone on for too long
+            except StateError as error:
+                if not lost:
+                    _log.error(
+                        "keys and quotas cannot be read; after %.0f s nobody is let in: %s", STALE_SECONDS, error
+                    )
+                lost = True
+            else:
+                if lost:
+                    _log.warning("keys and quotas can be read again")
+                lost = False
 
 
 _INVALID = "invalid_api_key"
