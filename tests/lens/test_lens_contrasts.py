@@ -166,6 +166,12 @@ def test_pairs_show_what_sets_hide():
         find_divergence(first, second[:-1], "js:base", paired=True)
 
 
+@pytest.mark.parametrize(("pairs", "layer"), [(5, None), (6, 0)])
+def test_six_pairs_are_the_least_that_can_part(pairs, layer):
+    first, second = draw_pairs(pairs, np.full(LAYERS, 0.6))
+    assert find_divergence(first, second, "js:base", paired=True).layer == layer
+
+
 def test_shuffled_pairs_pass_the_bar_in_one_of_twenty():
     rng, passed = np.random.default_rng(1), 0
     for _ in range(60):
