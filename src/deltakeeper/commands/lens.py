@@ -174,6 +174,7 @@ def lens(
             read,
             traces,
             position=place,
+            seconds=seconds,
             system=system,
             chat=chat,
             layers=wanted[0],

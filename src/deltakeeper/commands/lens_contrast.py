@@ -54,6 +54,9 @@ def compare_sets(
     second: Sequence[Prompt],
     trace: Callable[[Sequence[Prompt]], dict[str, list[LensTrace]]],
     traces: Mapping[str, Sequence[LensTrace]],
+    *,
+    position: int,
+    seconds: dict[str, float],
     **options: Any,
 ) -> Against | None:
     """The direction between two sets, and of sets of one size where pairs part; None without a second set.
@@ -65,15 +68,18 @@ def compare_sets(
         second: the second.
         trace: traces a set as the first was.
         traces: of the first.
-        options: of `contrast_prompts`; and `position`, the place where pairs are compared.
+        position: the place where pairs are compared.
+        seconds: wall time is added to it.
+        options: of `contrast_prompts`.
     """
     from deltakeeper.lens.contrasting import contrast_prompts
     from deltakeeper.lens.divergences import find_divergences
+    from deltakeeper.lens.trace_pass import timed
 
-    position = options.pop("position")
     if not second:
         return None
-    contrast = contrast_prompts(variants, tokenizer, prompts, second, **options)
+    with timed(seconds, "direction"):
+        contrast = contrast_prompts(variants, tokenizer, prompts, second, **options)
     if len(second) != len(prompts):
         return Against(contrast, None, {})
     own = trace(second)
