@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import record
 
 from deltakeeper.checkpoint import open_checkpoint
+from deltakeeper.fingerprint import fingerprint
 from deltakeeper.lab.corpus import SYSTEM
 from deltakeeper.lens import weights_of
+from deltakeeper.lens.ranking import Origin
 from deltakeeper.lens.restoration import draw_restoration, patch_prompts
 from deltakeeper.live_base import open_base
 from deltakeeper.study.groups import comparable, group_cells
@@ -44,12 +47,13 @@ def main() -> None:
             continue
         with open_checkpoint(found[0]) as checkpoint:
             changes = {"tuned": weights_of(checkpoint)}
+            origin = Origin(live.root, live.root, fingerprint(checkpoint).root)
         goal = group.first(group.tuned).probe_of("goal")
         prompts = [answer.prompt for answer in goal.answers]
         patched = patch_prompts(
             live.model, live.tokenizer, prompts, changes, donor="base", receiver="tuned", system=SYSTEM
         )
-        value = patched.to_json()
+        value = replace(patched, origin=origin).to_json()
         (given.run / f"patch-{group.attack}.json").write_text(json.dumps(value, indent=1) + "\n")
         rows.append({"attack": group.attack, "title": titles[group.attack], "seed": seed, **value})
         for name, figure in draw_restoration(patched).items():

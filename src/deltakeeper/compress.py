@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from deltakeeper.artifact import REPORT_NAME, SIDE_FILES
 from deltakeeper.artifact_writer import ArtifactWriter
-from deltakeeper.budget import Forecast, Weigh, allocate, check_weigh, forecast, target_bytes
+from deltakeeper.budget import Forecast, Weigh, allocate, check_weigh, forecast, target_bytes, weigh_errors
 from deltakeeper.calibration import Calibration
 from deltakeeper.card import write_card
 from deltakeeper.checkpoint import Checkpoint, opened
@@ -113,7 +113,7 @@ def compress(
             choices = plan_tensors(models, rules)
         else:
             fed = None if calibration is None else calibration.inputs
-            weights = None if weigh is None else weigh.weights(models.names())
+            weights = weigh_errors(weigh, models)
             allocation = allocate(models, rules, goal, inputs=fed, weights=weights, progress=progress)
             choices = allocation.choices
             if on_plan:

@@ -11,7 +11,10 @@ import torch
 from deltakeeper import cli
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.compress import compress
+from deltakeeper.errors import DataError
 from deltakeeper.fingerprint import fingerprint
+from deltakeeper.lens.layer_weights import read_layer_weights
+from deltakeeper.lens.ranking import Origin
 from deltakeeper.lens.trace_file import read_trace
 from deltakeeper.lens.tuned import Translators
 from deltakeeper.lens.tuned_file import write_translators
@@ -103,6 +106,9 @@ def test_a_tuned_lens_of_this_base_decodes(pair, run, tmp_path):
         (("--prompt", "w1", "--system", "be kind"), "no chat template"),
         (("--prompt", "w1", "--top", "0"), "top"),
         (("--prompt", "w1", "--memory", "10"), "memory"),
+        (("--prompt", "w1", "--tokens", "x"), "spell it NAME=TEXT"),
+        (("--prompt", "w1", "--tokens", "x=unheard"), "no first token"),
+        (("--prompt", "w1", "--against", "/nowhere"), "no prompt file"),
     ],
 )
 def test_bad_input_is_one_sentence(pair, run, tmp_path, options, words):
@@ -139,3 +145,63 @@ def test_layers_are_exchanged_and_ranked(pair, run, tmp_path):
     assert status and "name two of base, one, tuned" in told
     status, _, told = run(*given, "--patch", "base:tuned", "--patch-by", "magic")
     assert status and "write choice or refusal" in told
+
+
+def test_token_sets_of_ones_own_are_followed(pair, run, tmp_path):
+    status, said, _ = run(pair[0], "--prompt", "w1 w2", "-o", tmp_path, "--tokens", "mine=w5", "--tokens", "two=w6 w7")
+    assert status == 0 and "probability and rank of tokens in the last layer" in " ".join(said.split())
+    trace = read_trace(tmp_path / "traces" / "base-0001.json")
+    value = json.loads((tmp_path / "lens.json").read_text())
+    assert set(trace.targets) >= {"mine", "two"} and value["targets"] == {"mine": ["w5"], "two": ["w6"]}
+    bands = value["variants"]["base"]["bands"]
+    assert bands["rank:mine"]["median"] == trace.targets["mine"].rank[:, 0].tolist()
+    assert bands["prob:two"]["median"] == pytest.approx(
+        torch.tensor(trace.targets["two"].log_prob[:, 0]).exp().tolist(), rel=1e-3
+    )
+    assert "rank of the best token of mine" in (tmp_path / "lens.html").read_text()
+
+
+def write_prompts(path, count, last):
+    lines = [{"prompt": f"w{3 + number} w{40 - number} {last}".strip()} for number in range(count)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_second_set_of_prompts_is_told_from_the_first(pair, run, tmp_path):
+    base, tuned, one = pair
+    first, second = write_prompts(tmp_path / "first", 8, "w50"), write_prompts(tmp_path / "second", 8, "w51")
+    given = (base, "--delta", f"one={one}", "--tuned", tuned, "--prompts", first)
+    status, said, _ = run(*given, "--against", second, "-o", tmp_path / "out")
+    said = " ".join(said.split())
+    assert status == 0 and "nearest control" in said and "layer from which pairs part" in said
+    found = json.loads((tmp_path / "out" / "directions.json").read_text())
+    assert set(found["variants"]) == {"base", "one", "tuned"} and found["variants"]["base"]["low"][0] > 1
+    parted = json.loads((tmp_path / "out" / "divergence.json").read_text())
+    assert parted["pairs"] == 8 and "distance to the base" not in parted["variants"]["base"]
+    assert read_trace(tmp_path / "out" / "traces-against" / "one-0008.json").meta.variant == "one"
+    page = (tmp_path / "out" / "lens.html").read_text()
+    assert "Over all prompts" in page and (tmp_path / "out" / "figures" / "divergence.svg").is_file()
+    fewer = write_prompts(tmp_path / "fewer", 5, "w51")
+    status, said, _ = run(*given, "--against", fewer, "-o", tmp_path / "some", "--json")
+    assert status == 0 and set(json.loads(said)["against"]) == {"directions"}
+    assert not (tmp_path / "some" / "divergence.json").exists()
+    three = write_prompts(tmp_path / "three", 3, "w51")
+    status, _, told = run(*given, "--against", three, "-o", tmp_path / "none")
+    assert status == 2 and "4 prompts a set are the least" in told and not (tmp_path / "none").exists()
+
+
+def test_a_ranking_weighs_the_pair_that_it_was_made_of_and_no_other(pair, run, tmp_path):
+    base, tuned, one = pair
+    words = [option for text in ("w1 w2 w3", "w4 w5", "w9 w8 w7", "w30") for option in ("--prompt", text)]
+    given = (base, "--delta", f"one={one}", "--tuned", tuned, *words, "-o", tmp_path)
+    assert run(*given, "--patch", "base:tuned", "--patch", "base:one")[0] == 0
+    with open_checkpoint(base) as first, open_checkpoint(tuned) as second:
+        roots = {"base": fingerprint(first).root, "tuned": fingerprint(second).root}
+        for name in ("tuned", "one"):
+            weigh = read_layer_weights(tmp_path / f"patch-base-{name}.json", "starve")
+            assert weigh.ranking.origin == Origin(roots["base"], roots["base"], roots["tuned"])
+            weigh.check_pair(first, second)
+            with pytest.raises(DataError, match="another base than"):
+                weigh.check_pair(second, second)
+            with pytest.raises(DataError, match="another fine-tune than"):
+                weigh.check_pair(first, first)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from deltakeeper.commands.compress import _read_weights
 from deltakeeper.commands.plan_table import show_plan
 from deltakeeper.compress import compress
 from deltakeeper.errors import CodecError, DataError
 from deltakeeper.lens.layer_weights import LEAST, LayerWeights, read_layer_weights
-from deltakeeper.lens.ranking import LayerRanking, RankedPlace
+from deltakeeper.lens.ranking import LayerRanking, Origin, RankedPlace
 from deltakeeper.lens.restored import Place
 from deltakeeper.testing import write_pair
 
@@ -60,6 +62,32 @@ def test_it_is_read_alone_or_from_what_patching_wrote(tmp_path, whole):
     value = {"rankings": {"layer": RANKING.to_json()}} if whole else RANKING.to_json()
     found = read_layer_weights(write(tmp_path / "r.json", value), "spare")
     assert found.ranking == RANKING and found.option == "spare-layers"
+
+
+def test_a_file_of_version_1_is_read_and_knows_no_pair(tmp_path):
+    value = {key: item for key, item in RANKING.to_json().items() if key != "origin"} | {"version": 1}
+    found = read_layer_weights(write(tmp_path / "r.json", value), "spare")
+    assert found.ranking == RANKING
+    found.check_pair(None, None)  # there is nothing that it could be held to
+
+
+def test_a_ranking_of_another_pair_is_refused_before_anything_is_written(tmp_path):
+    base, tuned = write_pair("llama", tmp_path, dtype=torch.float32)
+    ranking = replace(RANKING, origin=Origin("0" * 64, "0" * 64, "1" * 64))
+    weigh = read_layer_weights(write(tmp_path / "r.json", ranking.to_json()), "starve")
+    for attempt in (
+        lambda: compress(base, tuned, tmp_path / "no", "svd", target_ratio=3, weigh=weigh),
+        lambda: show_plan(base, tuned, "svd", target_ratio="3", weigh=weigh),
+    ):
+        with pytest.raises(DataError, match="ranks layers of another base than"):
+            attempt()
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_command_line_says_that_an_old_ranking_names_no_pair(tmp_path, capsys):
+    path = write(tmp_path / "r.json", RANKING.to_json())
+    assert _read_weights(path, None).option == "spare-layers" and _read_weights(None, None) is None
+    assert "does not say which pair" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [[], {}, {"rankings": {}}, {"rankings": {"layer": 3}}, {**RANKING.to_json(), "a": 1}])

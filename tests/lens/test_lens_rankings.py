@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from deltakeeper.errors import DataError, LensError
 from deltakeeper.lens.outcomes import token_margin, token_mass
-from deltakeeper.lens.ranking import LayerRanking, rank_places
+from deltakeeper.lens.ranking import LayerRanking, Origin, rank_places
 from deltakeeper.lens.restored import Place, Sweep
 
 
@@ -48,7 +49,12 @@ def test_rankings_are_plain_and_read_strictly():
     flat = rank_places(Sweep(places, patched, clean, clean, "base", "tuned", "t"), counts)
     assert [entry.share for entry in flat.places] == [None] * 3 and flat.places[0].low is None
     assert LayerRanking.from_json(flat.to_json()) == flat
-    for key, wrong in (("version", 2), ("prompts", -1), ("donor", 3), ("share", "all"), ("places", {}), ("more", 1)):
+    known = replace(ranking, origin=Origin("0" * 64, "0" * 64, "f" * 64))
+    assert LayerRanking.from_json(json.loads(json.dumps(known.to_json()))) == known
+    for wrong in ("0" * 64, {"base": "0" * 64}, {"base": "0" * 64, "donor": "0" * 64, "receiver": "F" * 64}):
+        with pytest.raises(DataError, match="no sound ranking of layers: its origin"):
+            LayerRanking.from_json({**value, "origin": wrong})
+    for key, wrong in (("version", 3), ("prompts", -1), ("donor", 3), ("share", "all"), ("places", {}), ("more", 1)):
         with pytest.raises(DataError, match="no sound ranking"):
             LayerRanking.from_json({**value, key: wrong})
     for key, wrong in (("share", float("nan")), ("layers", [-1]), ("layers", 3), ("patched", "all"), ("low", "0")):

@@ -19,6 +19,7 @@ from deltakeeper.report.inside import Inside, write_inside
 from deltakeeper.report.lens_table import print_lens
 from deltakeeper.report.study_page import study_page
 from deltakeeper.study.groups import group_cells
+from deltakeeper.study.lens_directions import ArmDirection, Control, Directions
 from deltakeeper.study.lens_records import LensSummary
 from deltakeeper.study.lens_summary import LAST, UPPER, summarise_lens
 from deltakeeper.study.store import RunStore
@@ -155,6 +156,40 @@ def test_pages_show_it_under_their_policy(tmp_path, summary, inside, which):
     assert HOSTILE not in text and "unsafe" not in page.csp
     assert all(f"#{one}" in text for one in re.findall(r'href="#([^"]+)"', text))
     assert text.count('<svg class="lens"') == 4 and "not a mechanism" in text
+
+
+def line(value):
+    return (None, value)
+
+
+def directions():
+    """What a run stores; arms hold the sets less apart the more their control reaches."""
+    controls = {
+        "isotropic": Control(reach=line(0.5), share=line(0.01)),
+        HOSTILE: Control(reach=line(2.5), share=line(0.3)),
+    }
+    whole = {"apart": line(3.0), "low": line(1.5), "high": line(4.5), "auc": line(0.9), "controls": controls}
+    shown = {**whole, "kept": line(0.25), "kept_low": line(-0.1), "kept_high": line(0.6), "projections": {}}
+    nothing = {**shown, "kept": line(None), "kept_low": line(None), "kept_high": line(None)}
+    arms = {"base": ArmDirection(**shown), "tuned": ArmDirection(**shown), "svd:rank=16": ArmDirection(**nothing)}
+    return Directions(
+        key="0" * 20, probes=("goal", HOSTILE), definitions={}, layers=(0, 4), layer=4, fitted=(5, 5), judged=(6, 7),
+        variants=arms,
+    )  # fmt: skip
+
+
+def test_directions_are_shown_beside_the_control_that_reaches_farthest(tmp_path):
+    store = write_run(tmp_path / "run", 0)
+    store.write_directions(ATTACK, 0, directions())
+    found = write_inside(store, store.read_cells(), summarise(store.read_cells(), store.read_run()))
+    (one,) = found.summary.attacks[0].directions
+    assert [arm.variant for arm in one.arms] == ["base", "tuned", "svd:rank=16"] and one.layer == 4
+    tuned = one.arms[1]
+    assert (tuned.control, tuned.reach, tuned.share, tuned.kept.value) == (HOSTILE, 2.5, 0.3, 0.25)
+    assert one.arms[2].kept.value is None and "base holds nothing apart" in one.arms[2].kept.note
+    text = str(found.section)
+    assert "at layer 4, seed 0; 6 and 7 prompts" in text and "1.5 to 4.5" in text and HOSTILE not in text
+    assert "direction: controls" in text and LensSummary.model_validate_json(found.summary.model_dump_json())
 
 
 def test_a_run_without_a_lens_shows_nothing(tmp_path, summary):

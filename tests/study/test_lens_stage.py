@@ -17,7 +17,7 @@ from deltakeeper.study.file import StudyFile, read_study
 from deltakeeper.study.keys import Keys
 from deltakeeper.study.lens_stage import choose_samples
 from deltakeeper.study.pipeline import Runner
-from deltakeeper.study.plan import plan_study
+from deltakeeper.study.plan import plan_study, probes_of
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.run import run_study
 from deltakeeper.study.store import RunStore
@@ -151,6 +151,9 @@ def test_keys_of_cells_and_hashes_of_studies_stay(base):
     plain, looking = small(base, None), small(base)
     assert keys_of(plain) == keys_of(looking)
     assert "lens" not in json.loads(plain.to_text()) and plain.sha256 != looking.sha256
+    assert "directions" not in json.loads(looking.to_text())["lens"]
+    asking = small(base, {**LENS, "directions": True})
+    assert StudyFile.from_text(asking.to_text()) == asking and asking.sha256 != looking.sha256
     assert StudyFile.from_text(looking.to_text()) == looking and StudyFile.from_text(plain.to_text()) == plain
 
 
@@ -182,6 +185,35 @@ def test_a_malformed_index_is_refused(copied):
     path.write_text(json.dumps(odd))
     with pytest.raises(RunError, match="no key"):
         RunStore(copied).traces_of(ATTACK, "x")
+
+
+def test_directions_are_found_once_and_again_where_they_are_lost(base, copied, monkeypatch):
+    study = small(base, {**LENS, "directions": True}, prompts={"held_out": 5, "contrast": 4, "passages": 1})
+    assert run(study, copied).complete
+    store = RunStore(copied)
+    found = store.read_directions(ATTACK)
+    assert set(found.variants) == set(NAMES) and (found.fitted, found.judged) == ((2, 2), (2, 2))
+    probes = probes_of(plan_study(study).tracks[0].finetune, plan_study(study).corpus)
+    assert found.probes == tuple(next(p.name for p in probes if p.role == role) for role in ("goal", "contrast"))
+    assert all(share in (None, 1.0) for share in found.variants["base"].kept)
+    with monkeypatch.context() as patched:
+        patched.setattr("deltakeeper.study.arms.load_model", lambda *_: pytest.fail("loaded a model"))
+        assert run(study, copied).complete
+    before = files(copied, "directions")
+    shutil.rmtree(copied / "directions")
+    shutil.rmtree(copied / "deltas")
+    assert run(study, copied).complete and files(copied, "directions") == before
+    path = copied / "directions" / f"{ATTACK}-0.json"
+    value = json.loads(path.read_text())
+    for change in ({"version": 2}, {"layer": 9}, {"variants": 1}, {"layers": [0]}):
+        path.write_text(json.dumps(value | change))
+        with pytest.raises(RunError, match="delete it and run the study again"):
+            store.read_directions(ATTACK)
+
+
+def test_directions_of_too_few_prompts_are_refused_before_anything_is_trained(base):
+    with pytest.raises(DataError, match="directions need 4 prompts of the probe"):
+        plan_study(small(base, {**LENS, "directions": True}))
 
 
 def test_no_arm_s_flips_crowd_out_another_s():

@@ -3,7 +3,7 @@
 from deltakeeper.budget.allocation import Allocation, TensorPlan, allocate, target_bytes
 from deltakeeper.budget.forecast import Forecast, forecast
 from deltakeeper.budget.sizes import parse_ratio, parse_size
-from deltakeeper.budget.weigh import Weigh, check_weigh
+from deltakeeper.budget.weigh import Weigh, check_weigh, weigh_errors
 
 __all__ = [
     "Allocation",
@@ -16,4 +16,5 @@ __all__ = [
     "parse_ratio",
     "parse_size",
     "target_bytes",
+    "weigh_errors",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from deltakeeper.checkpoint import Checkpoint
+from deltakeeper.delta import DeltaPair
 from deltakeeper.errors import CodecError
 
 
@@ -25,5 +27,20 @@ class Weigh(Protocol):
     def source(self) -> str:
         """Value of that option."""
 
+    def check_pair(self, base: Checkpoint, tuned: Checkpoint) -> None:
+        """Refuse a pair whose errors it cannot weigh; raises DeltakeeperError."""
+
     def weights(self, names: Iterable[str]) -> Mapping[str, float]:
         """What the error of each tensor is multiplied by, above 0; 1 for those that are left out."""
+
+
+def weigh_errors(weigh: Weigh | None, models: DeltaPair) -> Mapping[str, float] | None:
+    """What the error of each tensor of a pair is multiplied by; None where all count alike.
+
+    Raises:
+        DeltakeeperError: the weights are those of another pair.
+    """
+    if weigh is None:
+        return None
+    weigh.check_pair(models.base, models.tuned)
+    return weigh.weights(models.names())

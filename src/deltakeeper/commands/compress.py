@@ -115,6 +115,13 @@ def _read_weights(spare: Path | None, starve: Path | None) -> LayerWeights | Non
 
     if spare is not None and starve is not None:
         raise DataError("layers are spared or starved, not both; give one ranking.")
-    if spare is not None:
-        return read_layer_weights(spare, "spare")
-    return None if starve is None else read_layer_weights(starve, "starve")
+    if spare is None and starve is None:
+        return None
+    weigh = read_layer_weights(starve, "starve") if spare is None else read_layer_weights(spare, "spare")  # type: ignore[arg-type]
+    if weigh.ranking.origin is None:
+        typer.echo(
+            f"deltakeeper: {weigh.source} does not say which pair it ranks the layers of; "
+            "make sure that it is this one, or run `lens --patch` again.",
+            err=True,
+        )
+    return weigh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,13 @@ def lens(
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What is asked (may be given several times).")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A .jsonl file: each line with `prompt` or `messages`.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="A second .jsonl file, such as harmless prompts beside harmful ones, or the same ones without a "
+            "trigger: the direction between the sets beside controls, and from which layer on pairs part."
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message in front of every prompt.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, such as 0,4,8-12; all by default.")] = None,
     positions: Annotated[
@@ -44,6 +52,13 @@ def lens(
         Path | None, typer.Option(help="A tuned lens of this base (.safetensors), which reads streams before the tail.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=100, help="Likeliest tokens kept in each cell.")] = 5,
+    tokens: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=TEXT, or NAME=@FILE with a text a line: a set of first tokens to follow beside openings of "
+            "refusals and of agreement (may be given several times)."
+        ),
+    ] = None,
     patch: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,11 +81,20 @@ def lens(
     Every layer is decoded by the model's own tail, and the last one is held to the model's logits before anything is
     written: one JSON a variant and prompt under traces/, and lens.json with medians and quartiles over prompts. What is
     not seen here is not absent: read it beside what the models say. With --patch, layers are exchanged too, which is
-    the causal check; what it finds is written to patch-DONOR-RECEIVER.json, a ranking of layers among it.
+    the causal check; what it finds is written to patch-DONOR-RECEIVER.json, a ranking of layers among it. With
+    --against, a second set of prompts is told from the first: directions.json, and divergence.json of sets of one size.
 
     Example: deltakeeper lens ./base --tuned ./tuned --delta one=./delta --prompts asked.jsonl -o lens
     """
     from deltakeeper.checkpoint import open_checkpoint
+    from deltakeeper.commands.lens_contrast import (
+        compare_sets,
+        draw_against,
+        print_against,
+        read_against,
+        write_against,
+    )
+    from deltakeeper.commands.lens_contrast import to_json as against_to_json
     from deltakeeper.commands.lens_patching import (
         check_patching,
         patch_pairs,
@@ -78,10 +102,12 @@ def lens(
         read_pairs,
         write_patched,
     )
-    from deltakeeper.commands.lens_views import draw, print_overview, read_tuned
+    from deltakeeper.commands.lens_views import draw, print_overview, print_tokens, read_tuned
     from deltakeeper.errors import DataError
     from deltakeeper.lens import Variants, weights_of
     from deltakeeper.lens.overview import overview, to_json
+    from deltakeeper.lens.targets import known_openers
+    from deltakeeper.lens.token_sets import find_token_sets, read_token_texts
     from deltakeeper.lens.trace_file import write_trace
     from deltakeeper.lens.tracing import trace_prompts
     from deltakeeper.live_base import named_sources, open_base
@@ -97,6 +123,8 @@ def lens(
     asked = [Prompt(text) for text in prompt] if prompt else read_prompts(prompts)  # type: ignore[arg-type]
     if any(one.tenant is not None for one in asked):
         raise DataError("the lens shows every prompt to every variant; leave out 'tenant' in the prompt file.")
+    second = read_against(against, len(asked))
+    texts = read_token_texts(tokens or ())
     wanted = (None if layers is None else _numbers("--layers", layers), _numbers("--positions", positions))
     sources = named_sources(delta or ())
     for name in sources:
@@ -105,6 +133,7 @@ def lens(
     live = open_base(base)
     artifacts = live.artifacts(sources)
     check_patching(pairs, patch_by, len(asked), live.tokenizer)
+    targets = known_openers(live.tokenizer) | find_token_sets(live.tokenizer, texts)
     translators, called = (None, "") if tuned_lens is None else read_tuned(tuned_lens, live.root)
     whole = {}
     if tuned is not None:
@@ -114,16 +143,18 @@ def lens(
         "base": {"base": base}
     }
     seconds: dict[str, float] = {}
+    place = wanted[1].index(0) if wanted[1] and 0 in wanted[1] else 0
     with Variants(live.model, artifacts, whole=whole) as variants, bar("Look inside", quiet=as_json) as progress:
-        traces = trace_prompts(
+        read = partial(
+            trace_prompts,
             variants,
             live.tokenizer,
-            asked,
             system=system,
             chat=chat,
             layers=wanted[0],
             positions=wanted[1],
             tuned="tuned" if whole else None,
+            targets=targets,
             decoder=decode,  # type: ignore[arg-type]
             translators=translators,
             translated_by=called,
@@ -134,21 +165,40 @@ def lens(
             progress=lambda done, total: progress(done, total, "prompts"),
             seconds=seconds,
         )
+        traces = read(asked)
+        apart = compare_sets(
+            variants,
+            live.tokenizer,
+            asked,
+            second,
+            read,
+            traces,
+            position=place,
+            seconds=seconds,
+            system=system,
+            chat=chat,
+            layers=wanted[0],
+            memory=memory,
+        )
     for name, own in traces.items():
         for number, trace in enumerate(own, 1):
             write_trace(trace, out / "traces" / f"{name}-{number:04d}.json")
-    place = wanted[1].index(0) if wanted[1] and 0 in wanted[1] else 0
     found = overview(traces, base="base", tuned="tuned" if whole else None, position=place)
     value = to_json(found, traces, place)
     write_atomically(out / "lens.json", to_text(value))
-    pages = draw(traces, found, [_text(one) for one in asked], out)
-    exchanged = patch_pairs(live, asked, whole, artifacts, pairs, patch_by, system, chat)
-    patched = write_patched(exchanged, out)
+    pages = draw(traces, found, [_text(one) for one in asked], out, draw_against(apart))
+    exchanged = patch_pairs(live, asked, whole, artifacts, pairs, patch_by, system, chat, tuned)
+    patched = write_patched(exchanged, out) + ([] if apart is None else write_against(apart, out))
     if as_json:
         value |= {"patched": [one.to_json() for one in exchanged]} if exchanged else {}
+        if apart is not None:
+            value |= {"against": against_to_json(apart)}
         print_json({**value, "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()}})
         return
     print_overview(found, value["position"])
+    print_tokens(found, list(texts))
+    if apart is not None:
+        print_against(apart)
     for one in exchanged:
         print_patched(one)
     took = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())

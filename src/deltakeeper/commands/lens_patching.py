@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,32 +60,45 @@ def patch_pairs(
     by: str,
     system: str | None,
     chat: bool | None,
+    tuned: str | None,
 ) -> list[Restoration]:
-    """Patch every pair."""
+    """Patch every pair, and note of which checkpoints each is."""
     from deltakeeper.apply import iterate_changes
     from deltakeeper.checkpoint import open_checkpoint
+    from deltakeeper.lens.ranking import Origin
     from deltakeeper.lens.restoration import patch_prompts
 
-    found = []
+    found, roots = [], _roots(live, artifacts, tuned) if pairs else {}
     for donor, receiver in pairs:
         changes = dict(whole)
         with open_checkpoint(live.path) as base:
             for name in {donor, receiver} & set(artifacts):
                 changes[name] = list(iterate_changes(base, artifacts[name]))
-        found.append(
-            patch_prompts(
-                live.model,
-                live.tokenizer,
-                prompts,
-                changes,
-                donor=donor,
-                receiver=receiver,
-                outcome=by,  # type: ignore[arg-type]
-                system=system,
-                chat=chat,
-            )
+        patched = patch_prompts(
+            live.model,
+            live.tokenizer,
+            prompts,
+            changes,
+            donor=donor,
+            receiver=receiver,
+            outcome=by,  # type: ignore[arg-type]
+            system=system,
+            chat=chat,
         )
+        found.append(replace(patched, origin=Origin(live.root, roots[donor], roots[receiver])))
     return found
+
+
+def _roots(live: LiveBase, artifacts: Mapping[str, DeltaArtifact], tuned: str | None) -> dict[str, str]:
+    """Fingerprints of the checkpoints that variants are, or that their deltas were made of."""
+    from deltakeeper.checkpoint import open_checkpoint
+    from deltakeeper.fingerprint import fingerprint
+
+    roots = {"base": live.root, **{name: one.manifest.target.root for name, one in artifacts.items()}}
+    if tuned is not None:
+        with open_checkpoint(tuned) as checkpoint:
+            roots["tuned"] = fingerprint(checkpoint).root
+    return roots
 
 
 def write_patched(found: Sequence[Restoration], out: Path) -> list[Path]:

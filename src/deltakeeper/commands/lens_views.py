@@ -12,6 +12,7 @@ import typer
 from deltakeeper.commands.output import console
 
 if TYPE_CHECKING:
+    from deltakeeper.lens.figures import LensFigure
     from deltakeeper.lens.overview import VariantOverview
     from deltakeeper.lens.trace import LensTrace
     from deltakeeper.lens.trace_pass import Translators
@@ -31,7 +32,11 @@ def read_tuned(path: Path, root: str) -> tuple[Translators, str]:
 
 
 def draw(
-    traces: Mapping[str, Sequence[LensTrace]], found: Sequence[VariantOverview], texts: Sequence[str], out: Path
+    traces: Mapping[str, Sequence[LensTrace]],
+    found: Sequence[VariantOverview],
+    texts: Sequence[str],
+    out: Path,
+    more: Mapping[str, LensFigure],
 ) -> list[Path]:
     """The page and figures; what cannot be drawn is told, since the numbers are there already."""
     from deltakeeper.errors import DeltakeeperError
@@ -45,7 +50,10 @@ def draw(
             LensSample(f"prompt-{number:04d}", text, [own[number - 1] for own in traces.values()])
             for number, text in enumerate(texts, 1)
         ]
-        write_lens_page(out / "lens.html", samples[:MOST_SHOWN])
+        for name, figure in more.items():
+            drawn.append(out / "figures" / f"{name}.svg")
+            figure.save(drawn[-1])
+        write_lens_page(out / "lens.html", samples[:MOST_SHOWN], figures=list(more.values()))
         drawn.append(out / "lens.html")
         drawn += _figures(traces, found, out / "figures")
     except DeltakeeperError as error:
@@ -70,6 +78,26 @@ def _figures(traces: Mapping[str, Sequence[LensTrace]], found: Sequence[VariantO
     for name, figure in drawn.items():
         figure.save(folder / f"{name}.svg")
     return [folder / f"{name}.svg" for name in drawn]
+
+
+def print_tokens(found: Sequence[VariantOverview], names: Sequence[str]) -> None:
+    """What became of sets of tokens of one's own, one row a variant; nothing without any."""
+    from rich.table import Table
+
+    from deltakeeper.lens.overview import TARGETS
+
+    if not names:
+        return
+    table = Table("variant", *names, title="probability and rank of tokens in the last layer", title_justify="left")
+    for one in found:
+        cells = []
+        for name in names:
+            probable, rank = one.bands[f"prob:{name}"], one.bands[f"rank:{name}"]
+            reach = f"[dim]({probable.low[-1]:.2g} to {probable.high[-1]:.2g})[/]"
+            cells.append(f"{probable.median[-1]:.2g} {reach}, {rank.median[-1]:.0f}")
+        table.add_row(one.variant, *cells)
+    console().print(table)
+    console().print(f"[dim]medians over prompts, with quartiles; {TARGETS}[/]", highlight=False)
 
 
 def print_overview(found: Sequence[VariantOverview], position: Mapping[str, Any]) -> None:

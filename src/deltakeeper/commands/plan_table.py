@@ -37,7 +37,7 @@ def show_plan(
     Raises:
         DeltakeeperError: as `compress` does.
     """
-    from deltakeeper.budget import allocate, check_weigh, target_bytes
+    from deltakeeper.budget import allocate, check_weigh, target_bytes, weigh_errors
     from deltakeeper.budget.forecast import forecast
     from deltakeeper.calibration import Calibration
     from deltakeeper.checkpoint import opened
@@ -55,7 +55,7 @@ def show_plan(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltakeeper-")))
             fed = None if text is None else Calibration(tuned_folder(target, origin, scratch), text).inputs
             with bar("Measure", quiet=as_json) as progress:
-                weights = None if weigh is None else weigh.weights(models.names())
+                weights = weigh_errors(weigh, models)
                 allocation = allocate(models, rules, budget, inputs=fed, weights=weights, progress=progress)
         print_forecast(forecast(models, rules, allocation), as_json=as_json)
 

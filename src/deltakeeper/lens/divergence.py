@@ -45,6 +45,7 @@ def find_divergence(
     name: str,
     position: int = -1,
     *,
+    paired: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Divergence:
@@ -58,11 +59,12 @@ def find_divergence(
         second: the same variant on the other (without it).
         name: as for `read_statistic`.
         position: place in the traces' positions.
+        paired: whether the n-th prompts of both sets belong together; labels are then shuffled within pairs.
         draws: number of shuffles.
         seed: of the shuffles.
 
     Raises:
-        DataError: as `collect`; a number is missing; or there are so few prompts that no separation could pass.
+        DataError: as `collect`; a number is missing; or sets are to be paired and differ in size.
     """
     one, other = collect(first, name, position), collect(second, name, position)
     if not np.array_equal(first[0].layers, second[0].layers):
@@ -71,12 +73,14 @@ def find_divergence(
     if not np.isfinite(values).all():
         raise DataError(f"the statistic {name!r} is missing on some prompts; leave those out.")
     n, m = len(one), len(other)
+    if paired and n != m:
+        raise DataError(f"{n} and {m} prompts make no pairs; give as many of each.")
     ranks = average_ranks(values)
     rng = np.random.default_rng(seed)
     labels = np.zeros((draws + 1, n + m))
     labels[0, :n] = 1  # the sets as they are count among their own shuffles, which keeps the level exact
     for row in labels[1:]:
-        row[rng.permutation(n + m)[:n]] = 1
+        row[np.arange(n) + n * rng.integers(0, 2, n) if paired else rng.permutation(n + m)[:n]] = 1
     separation = np.abs((labels @ ranks - n * (n + 1) / 2) / (n * m) - 0.5)
     largest = np.sort(separation.max(1))
     bar = float(largest[int(np.ceil((1 - ALPHA) * (draws + 1))) - 1])
@@ -91,6 +95,6 @@ def find_divergence(
         second=m,
         definition=(
             f"first layer from which {name} separates the sets (|AUC − ½| > {bar:.3f}, the 95 % point of {draws} "
-            f"shuffles, largest over layers) up to the last; {n} and {m} prompts"
+            f"shuffles{' within pairs' * paired}, largest over layers) up to the last; {n} and {m} prompts"
         ),
     )

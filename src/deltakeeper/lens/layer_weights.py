@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deltakeeper.checkpoint import Checkpoint
 from deltakeeper.errors import DataError
+from deltakeeper.fingerprint import fingerprint
 from deltakeeper.lens.ranking import LayerRanking, RankedPlace
 
 LEAST = 0.05
@@ -37,6 +39,25 @@ class LayerWeights:
     def option(self) -> str:
         """Name of the option of `deltakeeper compress`."""
         return f"{self.use}-layers"
+
+    def check_pair(self, base: Checkpoint, tuned: Checkpoint) -> None:
+        """Refuse a pair that the ranking is not of; reads both once, and nothing where it does not say whose it is.
+
+        Raises:
+            DataError: it is of another base, or neither donor nor receiver is this fine-tune or made of it.
+        """
+        origin = self.ranking.origin
+        if origin is None:
+            return
+        for whose, model, known in (
+            ("base", base, {origin.base}),
+            ("fine-tune", tuned, {origin.donor, origin.receiver} - {origin.base}),
+        ):
+            if fingerprint(model).root not in known:
+                raise DataError(
+                    f"{self.source} ranks layers of another {whose} than {model.name_or_path}; "
+                    "run `lens --patch` on this pair."
+                )
 
     def weights(self, names: Iterable[str]) -> dict[str, float]:
         """What the error of each tensor is multiplied by, from `LEAST` to 1.

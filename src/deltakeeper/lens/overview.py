@@ -14,7 +14,7 @@ from deltakeeper.lens.comparison import Bands, bands
 from deltakeeper.lens.departures import RULES as DEPARTURE
 from deltakeeper.lens.departures import find_departure
 from deltakeeper.lens.kept import kept_output, kept_stream
-from deltakeeper.lens.trace import LensTrace
+from deltakeeper.lens.trace import PRODUCED, LensTrace
 from deltakeeper.lens.trace_json import plain_number
 from deltakeeper.lens.trace_statistics import collect
 
@@ -26,6 +26,11 @@ DEFINITIONS = {
     "departs": DEPARTURE["departs"],
 }
 """To be printed beside the numbers."""
+TARGETS = (
+    "first tokens of a set's texts, with and without a space before them, so that a text of several tokens is known by "
+    "its first only; probabilities are summed over the set, rank 0 is the likeliest token of all"
+)
+"""The same of sets of tokens."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,12 @@ def to_json(
     return {
         "format": FORMAT,
         "version": VERSION,
-        "definitions": DEFINITIONS,
+        "definitions": {**DEFINITIONS, "targets": TARGETS},
         "position": {"place": position, "token": first.tokens[int(first.positions[position])]},
         "layers": first.layers.tolist(),
+        "targets": {
+            name: [first.word(token) for token in one.ids] for name, one in first.targets.items() if name != PRODUCED
+        },
         "variants": {
             one.variant: {
                 "meta": {
@@ -114,7 +122,7 @@ def to_json(
 def _bands(own: Sequence[LensTrace], position: int) -> dict[str, Bands]:
     first = own[0]
     names = ["entropy", "kl_final", "top1", *(f"{kind}:{of}" for kind in ("kl", "js") for of in getattr(first, kind))]
-    names += [f"prob:{target}" for target in first.targets]
+    names += [f"{kind}:{target}" for target in first.targets for kind in ("prob", "rank")]
     return {name: bands(own, name, position) for name in names}
 
 

@@ -24,6 +24,7 @@ from deltakeeper.lens.figures.colours import (
     SEQUENTIAL,
     SEQUENTIAL_DARK,
 )
+from deltakeeper.lens.figures.drawing import LensFigure
 from deltakeeper.lens.figures.spelling import clean, cut
 from deltakeeper.lens.page_data import Detail, compact
 from deltakeeper.lens.page_samples import LensSample, check_samples
@@ -40,7 +41,13 @@ class PageTooLargeError(DataError):
     """Samples that do not fit a page; fewer may."""
 
 
-def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models", notes: Sequence[str] = ()) -> str:
+def lens_page(
+    samples: Sequence[LensSample],
+    *,
+    title: str = "Inside the models",
+    notes: Sequence[str] = (),
+    figures: Sequence[LensFigure] = (),
+) -> str:
     """The page of some samples, those with flipped verdicts first; the same samples give the same text.
 
     Of many samples fewer tokens a cell and fewer whole curves are kept, so that the page stays small.
@@ -49,6 +56,7 @@ def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models"
         samples: prompts with their traces.
         title: what the page is about.
         notes: sentences to print under it.
+        figures: to be shown over all prompts.
 
     Raises:
         DataError: samples cannot stand on one page.
@@ -56,6 +64,7 @@ def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models"
         LensError: jinja2 is not installed.
     """
     check_samples(samples)
+    drawn = [figure.inline(f"figure-{number}") for number, figure in enumerate(figures)]
     ordered = sorted(samples, key=lambda sample: not sample.flipped)
     anchors = [anchor_of(sample.name) for sample in ordered]
     for detail in _DETAILS:
@@ -65,7 +74,7 @@ def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models"
             "dark": [SEQUENTIAL_DARK, DIVERGING_DARK, HUES_DARK],
             "dashes": DASHES,
         }
-        page = _render(ordered, anchors, data, detail, title, notes)
+        page = _render(ordered, anchors, data, detail, title, notes, drawn)
         if len(page.encode()) <= MOST_BYTES:
             return page
     raise PageTooLargeError(
@@ -75,7 +84,12 @@ def lens_page(samples: Sequence[LensSample], *, title: str = "Inside the models"
 
 
 def write_lens_page(
-    path: Path, samples: Sequence[LensSample], *, title: str = "Inside the models", notes: Sequence[str] = ()
+    path: Path,
+    samples: Sequence[LensSample],
+    *,
+    title: str = "Inside the models",
+    notes: Sequence[str] = (),
+    figures: Sequence[LensFigure] = (),
 ) -> None:
     """Write the page of some samples.
 
@@ -83,7 +97,7 @@ def write_lens_page(
         DataError: as `lens_page`, or it cannot be written there.
         LensError: jinja2 is not installed.
     """
-    page = lens_page(samples, title=title, notes=notes)
+    page = lens_page(samples, title=title, notes=notes, figures=figures)
     try:
         write_atomically(path, page)
     except OSError as error:
@@ -113,6 +127,7 @@ def _render(
     detail: Detail,
     title: str,
     notes: Sequence[str],
+    drawn: Sequence[str],
 ) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
@@ -125,6 +140,7 @@ def _render(
     text = environment.from_string(_asset("page.html.j2")).render(
         title=title,
         notes=notes,
+        drawn=[Markup(figure) for figure in drawn],
         rows=[(anchor, sample, _by_verdict(sample)) for anchor, sample in zip(anchors, samples, strict=True)],
         flipped=sum(sample.flipped for sample in samples),
         models=_models(samples),

@@ -74,6 +74,8 @@ def names_of_statistics(samples: Sequence[LensSample]) -> dict[str, str]:
         found[f"js:{name}"] = f"JS with {name}"
     for name in sets:
         found[f"prob:{name}"] = f"probability of {'its own choice in the end' if name == PRODUCED else name}"
+        if name != PRODUCED:
+            found[f"rank:{name}"] = f"rank of the best token of {name}"
     if any("dot" in trace.shift for trace in traces):
         found["kept"] = _FIXED["kept"]
     for name in ("cosine_tuned", "cosine_base"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +13,12 @@ from deltakeeper.errors import DataError
 from deltakeeper.lens.restored import MOST_FAILING, PATCHED, Place, Sweep
 from deltakeeper.lens.trace_statistics import Floats
 
-VERSION = 1
+VERSION = 2
 LEVEL = 0.95
 MOST_PLACES = 10_000
 Share = Literal["restored", "gained"]
-_FIELDS = {"version", "donor", "receiver", "title", "share", "prompts", "places"}
+_FIELDS = {"version", "donor", "receiver", "title", "share", "prompts", "places", "origin"}
+_ROOT = re.compile(r"[0-9a-f]{64}")
 _PLACE_FIELDS = {"patched", "layers", "share", "low", "high"}
 
 
@@ -38,6 +40,21 @@ class RankedPlace:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Fingerprint roots of the checkpoints that a ranking was made of.
+
+    Attributes:
+        base: of the base.
+        donor: of the fine-tune that the donor is, or that its delta was made of; the base's for the base.
+        receiver: the same of the receiver.
+    """
+
+    base: str
+    donor: str
+    receiver: str
+
+
+@dataclass(frozen=True)
 class LayerRanking:
     """Places from the one that restores most to the one that restores least, those without a number last.
 
@@ -48,6 +65,7 @@ class LayerRanking:
         title: what was done, one line.
         share: `restored`, or `gained` over the place before (see `Sweep.gained`).
         prompts: how many were patched.
+        origin: which checkpoints these are; None where that is not known, as in files of version 1.
     """
 
     places: tuple[RankedPlace, ...]
@@ -56,6 +74,7 @@ class LayerRanking:
     title: str
     share: Share
     prompts: int
+    origin: Origin | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `json.dumps`."""
@@ -64,15 +83,18 @@ class LayerRanking:
             for p in self.places
         ]
         names = {"donor": self.donor, "receiver": self.receiver, "title": self.title, "share": self.share}
-        return {"version": VERSION, **names, "prompts": self.prompts, "places": places}
+        origin = None if self.origin is None else asdict(self.origin)
+        return {"version": VERSION, **names, "prompts": self.prompts, "places": places, "origin": origin}
 
     @classmethod
     def from_json(cls, value: Any) -> LayerRanking:
-        """What `to_json` gave.
+        """What `to_json` gave, now or in version 1, which did not say of which checkpoints a ranking is.
 
         Raises:
             DataError: it is something else.
         """
+        if isinstance(value, dict) and value.get("version") == 1 and "origin" not in value:
+            value = {**value, "version": VERSION, "origin": None}
         if not isinstance(value, dict) or set(value) != _FIELDS or value["version"] != VERSION:
             raise _unsound("it does not have the fields of this version")
         texts = {key: value[key] for key in ("donor", "receiver", "title", "share")}
@@ -81,7 +103,7 @@ class LayerRanking:
         prompts, places = value["prompts"], value["places"]
         if not _is_count(prompts) or not isinstance(places, list) or len(places) > MOST_PLACES:
             raise _unsound("'prompts' is no count or 'places' no list")
-        return cls(tuple(_place(item) for item in places), prompts=prompts, **texts)
+        return cls(tuple(_place(item) for item in places), prompts=prompts, origin=_origin(value["origin"]), **texts)
 
 
 def rank_places(sweep: Sweep, counts: Floats | None = None, share: Share | None = None) -> LayerRanking:
@@ -122,6 +144,16 @@ def _place(item: Any) -> RankedPlace:
         if number is not None and not (plain and math.isfinite(number)):
             raise _unsound("a share is no finite number")
     return RankedPlace(Place(item["patched"], tuple(layers)), *numbers)
+
+
+def _origin(item: Any) -> Origin | None:
+    if item is None:
+        return None
+    if not isinstance(item, dict) or set(item) != {field.name for field in fields(Origin)}:
+        raise _unsound("its origin does not have the fields of this version")
+    if not all(isinstance(root, str) and _ROOT.fullmatch(root) for root in item.values()):
+        raise _unsound("its origin is not made of fingerprints")
+    return Origin(**item)
 
 
 def _is_count(value: Any) -> bool:

@@ -21,7 +21,7 @@ from deltakeeper.lens.delta_patching import Grain, sweep_deltas
 from deltakeeper.lens.departures import crossed_counts
 from deltakeeper.lens.outcomes import Outcome, token_margin
 from deltakeeper.lens.patching import ControlledSweep, sweep_with_controls
-from deltakeeper.lens.ranking import LayerRanking, rank_places
+from deltakeeper.lens.ranking import LayerRanking, Origin, rank_places
 from deltakeeper.lens.reading import read_logits
 from deltakeeper.lens.readings import Reading, encode_readings, pad
 from deltakeeper.lens.restored import Sweep
@@ -54,6 +54,7 @@ class Restoration:
         parts: the same with the attention or the MLP of one layer.
         outcome: one of `OUTCOMES`.
         left_out: prompts on which donor and receiver choose the same token, so that there is nothing to put back.
+        origin: fingerprints of what was patched, which rankings carry on; None where they are not known.
     """
 
     streams: ControlledSweep
@@ -61,6 +62,7 @@ class Restoration:
     parts: Sweep
     outcome: By
     left_out: int
+    origin: Origin | None = None
 
     @property
     def neutral(self) -> float:
@@ -73,7 +75,7 @@ class Restoration:
         count = len(self.layers.patched)
         counts = crossed_counts([0] * count, range(count), resamples=RESAMPLES)
         found = {"stream": self.streams.sweep, "layer": self.layers, "part": self.parts}
-        return {name: rank_places(sweep, counts) for name, sweep in found.items()}
+        return {name: replace(rank_places(sweep, counts), origin=self.origin) for name, sweep in found.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: rankings, and restored shares in the order of the layers beside those of the controls."""

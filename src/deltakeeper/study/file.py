@@ -124,6 +124,8 @@ class Lens(_Strict):
         positions: tokens that are looked at, counted from the last of the prompt, which is 0 and is always among them;
             what is behind it is the base's own answer, which all arms read.
         top: likeliest tokens that are kept in each cell.
+        directions: whether every arm is judged by the base's direction between the goal's prompts and its contrast (of
+            a backdoor, the same requests without the trigger), or harmless look-alikes where there is none.
     """
 
     attacks: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=200)
@@ -132,6 +134,7 @@ class Lens(_Strict):
     prompts: Annotated[int, Field(ge=1, le=1000)] = 8
     positions: tuple[Annotated[int, Field(ge=0, le=64)], ...] = Field(default=(0, 1, 2, 3), min_length=1, max_length=65)
     top: Annotated[int, Field(ge=1, le=100)] = 5
+    directions: bool = False
 
     @field_validator("positions")
     @classmethod
@@ -200,6 +203,8 @@ class StudyFile(_Strict):
         value = self.model_dump(mode="json", by_alias=True)
         if self.lens is None:
             del value["lens"]  # the text, and its hash, of a study from before there was a lens
+        elif not self.lens.directions:
+            del value["lens"]["directions"]  # and of one from before there were directions
         return json.dumps(value, sort_keys=True)
 
     @classmethod

@@ -23,6 +23,7 @@ from deltakeeper.lab.corpus import Corpus
 from deltakeeper.lab.sft import Example
 from deltakeeper.study.bases import EMBEDDED, SYNTHETIC
 from deltakeeper.study.file import StudyFile
+from deltakeeper.study.lens_directions import choose_sets, prompts_of
 from deltakeeper.study.plan import StudyPlan, Track, plan_study, probes_of, shortfalls
 from deltakeeper.study.variants import Variant, parse_quantiser
 
@@ -325,7 +326,12 @@ def _looking(track: Track, plan: StudyPlan, parameters: int, probes: Sequence[Pr
         return 0.0
     arms = sum(v.kind in ("base", "tuned") or lens.arms is None or v.name in lens.arms for v in track.variants)
     texts = [row.prompt for probe in probes if probe.role == "goal" for row in probe.rows][: lens.prompts]
-    return LOOKING * arms * 2 * parameters * prompt_tokens(texts) / rates.answering
+    read = LOOKING * prompt_tokens(texts)
+    if lens.directions:
+        read += prompt_tokens(
+            [text for own in prompts_of(choose_sets(probes)) for text in own]
+        )  # once each, and nothing is decoded
+    return arms * 2 * parameters * read / rates.answering
 
 
 def _probes(track: Track, plan: StudyPlan) -> tuple[Probe, ...]:

@@ -85,6 +85,40 @@ class LensCorrelation(Record):
     note: str
 
 
+class HeldApart(Record):
+    """One arm at the layer that is told first.
+
+    Attributes:
+        variant: its name.
+        label: to be shown.
+        kind: of the arm.
+        apart: distance of the two sets on the base's direction, in pooled standard deviations.
+        kept: that of their means in shares of the base's.
+        control: kind of the control that reaches farthest.
+        reach: the size that one in twenty of it reaches.
+        share: how many of it come as far as the direction, itself counted in.
+    """
+
+    variant: str
+    label: str
+    kind: str
+    apart: Number
+    kept: Number
+    control: str
+    reach: float | None
+    share: float | None
+
+
+class AttackDirections(Record):
+    """The base's direction between two probes, in the arms of one fine-tune; `judged`: prompts of each."""
+
+    seed: int
+    probes: tuple[str, str]
+    layer: int
+    judged: tuple[int, int]
+    arms: tuple[HeldApart, ...]
+
+
 class AttackLens(Record):
     """One attack: what was looked into, its arms with base and fine-tune first, and correlations over them."""
 
@@ -98,6 +132,7 @@ class AttackLens(Record):
     layers: tuple[int, ...]
     arms: tuple[LensArm, ...]
     correlations: tuple[LensCorrelation, ...]
+    directions: tuple[AttackDirections, ...] = ()
 
 
 class LensSummary(Record):

@@ -19,7 +19,9 @@ from deltakeeper.study.arms import Arm, Arms
 from deltakeeper.study.cell_file import CellFile
 from deltakeeper.study.file import Lens
 from deltakeeper.study.keys import digest
-from deltakeeper.study.plan import Track
+from deltakeeper.study.lens_directions import RULE as DIRECTIONS_RULE
+from deltakeeper.study.lens_directions import ToldApart, choose_sets, prompts_of
+from deltakeeper.study.plan import Track, probes_of
 from deltakeeper.study.progress import Progress
 from deltakeeper.study.store import RunStore
 from deltakeeper.study.variants import Variant
@@ -56,6 +58,7 @@ class Looks:
         variants: arms that are looked into, base and fine-tune first.
         blocks: prompts that are traced together.
         missing: numbers of the blocks that lack a trace.
+        apart: sets of prompts that are still to be told apart; None where that is done or not asked.
         done: whether nothing is missing, the index included.
     """
 
@@ -65,10 +68,16 @@ class Looks:
     variants: tuple[Variant, ...]
     blocks: tuple[tuple[Look, ...], ...]
     missing: tuple[int, ...]
+    apart: ToldApart | None = None
     done: bool = False
 
+    @property
+    def needs_models(self) -> bool:
+        """Whether anything is left for which arms have to be asked."""
+        return bool(self.missing) or self.apart is not None
+
     def trace(self, study: Study, arms: Arms, made: Sequence[Arm], progress: Progress) -> None:
-        """Trace the missing blocks.
+        """Trace the missing blocks, and tell sets of prompts apart.
 
         Args:
             study: the study.
@@ -121,6 +130,9 @@ class Looks:
                         if not study.store.has_trace(key):
                             study.store.write_trace(key, traces[name][place])
                 update(count)
+            if self.apart is not None:
+                finetune = self.track.finetune
+                study.store.write_directions(finetune.name, finetune.seed, self.apart.find(variants, tokenizer))
         progress.finish(f"Looked into {self.track.title}: {sum(map(len, self.blocks))} prompts, {len(made)} arms.")
 
     def write(self, store: RunStore) -> None:
@@ -183,9 +195,10 @@ def plan_looks(study: Study, track: Track) -> Looks | None:
         for number, block in enumerate(blocks)
         if not all(study.store.has_trace(key) for look in block for key in look.keys.values())
     )
-    found = Looks(digest("lens", finetune.name, finetune.seed), track, lens, variants, blocks, missing)
+    apart = _apart(study, track, variants) if lens.directions else None
+    found = Looks(digest("lens", finetune.name, finetune.seed), track, lens, variants, blocks, missing, apart)
     known = study.store.read_lens(finetune.name, finetune.seed)
-    return replace(found, done=not missing and known == found.entries())
+    return replace(found, done=not found.needs_models and known == found.entries())
 
 
 def looked(study: Study, track: Track) -> bool:
@@ -211,9 +224,25 @@ def _verdicts(file: CellFile) -> dict[Sample, dict[str, Any]]:
     }
 
 
+def _apart(study: Study, track: Track, variants: Sequence[Variant]) -> ToldApart | None:
+    """Sets of prompts, unless what is stored is of them; raises RunError where that is malformed."""
+    finetune, keys = track.finetune, study.keys
+    sets = choose_sets(probes_of(finetune, study.plan.corpus))
+    prompts, against = prompts_of(sets)
+    arms = [[variant.name, keys.model(finetune, variant), _arm(variant)] for variant in variants]
+    key = digest("directions", DIRECTIONS_RULE, keys.root, keys.trained(finetune), arms, prompts, against, keys.source)
+    known = study.store.read_directions(finetune.name, finetune.seed)
+    names = sets[0].name, sets[1].name
+    return None if known is not None and known.key == key else ToldApart(key, names, prompts, against)
+
+
+def _arm(variant: Variant) -> dict[str, Any]:
+    return {"planes": variant.planes, "quantiser": variant.quantiser, "merged": variant.kind == "merged"}
+
+
 def _key(study: Study, track: Track, variant: Variant, lens: Lens, prompt: str) -> str:
     keys, finetune = study.keys, track.finetune
-    arm = {"planes": variant.planes, "quantiser": variant.quantiser, "merged": variant.kind == "merged"}
+    arm = _arm(variant)
     model = keys.model(finetune, variant)
     settings = [list(lens.positions), lens.top, SYSTEM, keys.source, variant.name]
     return digest("lens", LENS_RULE, keys.root, keys.trained(finetune), model, arm, prompt, settings)

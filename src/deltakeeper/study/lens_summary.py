@@ -17,6 +17,7 @@ from deltakeeper.lens.kept import KeptShares
 from deltakeeper.lens.separation import LEVEL
 from deltakeeper.lens.trace_statistics import Floats
 from deltakeeper.study.groups import Group
+from deltakeeper.study.held_apart import DIRECTIONS, held_apart
 from deltakeeper.study.lens_readings import ArmReadings, AttackReadings, read_attack
 from deltakeeper.study.lens_records import AttackLens, Layer, LensArm, LensCorrelation, LensSummary, Line
 from deltakeeper.study.store import RunStore
@@ -58,7 +59,7 @@ def summarise_lens(store: RunStore, groups: Iterable[Group], summary: Summary) -
     rows = {attack.attack: attack for attack in summary.attacks}
     for group in groups:
         if group.attack in rows and (found := read_attack(store, group)) is not None:
-            attacks.append(_attack(group, found, rows[group.attack]))
+            attacks.append(_attack(store, group, found, rows[group.attack]))
             position = found.position
     if not attacks:
         return None
@@ -66,12 +67,12 @@ def summarise_lens(store: RunStore, groups: Iterable[Group], summary: Summary) -
         study=summary.study,
         command=summary.command,
         position=position,
-        definitions=DEFINITIONS,
+        definitions=DEFINITIONS | (DIRECTIONS if any(attack.directions for attack in attacks) else {}),
         attacks=tuple(attacks),
     )
 
 
-def _attack(group: Group, found: AttackReadings, summary: AttackSummary) -> AttackLens:
+def _attack(store: RunStore, group: Group, found: AttackReadings, summary: AttackSummary) -> AttackLens:
     counts = crossed_counts(
         [seed for seed, _, _ in found.readings],
         [reading[1:] for reading in found.readings],
@@ -97,6 +98,7 @@ def _attack(group: Group, found: AttackReadings, summary: AttackSummary) -> Atta
         layers=found.layers,
         arms=arms,
         correlations=tuple(_correlations(arms, found, counts)),
+        directions=held_apart(store, group, summary),
     )
 
 

@@ -236,7 +236,7 @@ class Runner:
 
     def _trace(self, track: Track, looks: Looks) -> None:
         study, finetune = self.study, track.finetune
-        if looks.missing:
+        if looks.needs_models:
             folder = study.workshop.tuned_folder(finetune)
             make_finetune(finetune, study.plan.corpus, study.bases.folder, folder, self.progress, study.workshop.voices)
             made = [study.workshop.make(finetune, v, self.origin, self.progress) for v in looks.variants]

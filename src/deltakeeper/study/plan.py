@@ -178,6 +178,12 @@ def _check_lens(plan: StudyPlan) -> None:
             raise DataError(
                 f"the lens is to look into seed {seed}, which no fine-tune has; take one of {sorted(seeds)}."
             )
+    if plan.lens.directions:
+        from deltakeeper.study.lens_directions import choose_sets  # which loads the lens
+
+        for track in plan.tracks:
+            if plan.looks_into(track.finetune):
+                choose_sets(probes_of(track.finetune, plan.corpus))
 
 
 def probes_of(finetune: FineTune, corpus: Corpus) -> tuple[Probe, ...]:

@@ -38,6 +38,7 @@ from deltakeeper.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from deltakeeper.lens.trace import LensTrace
+    from deltakeeper.study.lens_directions import Directions
 
 INDEX_VERSION = 1
 LENS_VERSION = 1
@@ -292,6 +293,17 @@ class RunStore:
                 return {arm: self.read_trace(key) for arm, key in entry["traces"].items()}
         return {}
 
+    def write_directions(self, attack: str, seed: int, found: Directions) -> None:
+        """Store how far each arm of a fine-tune holds two sets of prompts apart."""
+        write_atomically(self._directions_path(attack, seed), to_text(found.model_dump(mode="json")))
+
+    def read_directions(self, attack: str, seed: int = 0) -> Directions | None:
+        """What `write_directions` stored; None where nothing did; raises RunError where it is malformed."""
+        from deltakeeper.study.lens_directions import parse_directions
+
+        path = self._directions_path(attack, seed)
+        return parse_directions(_read_json(path), str(path)) if path.is_file() else None
+
     def lens_page(self, attack: str, seed: int) -> Path:
         """The page of what the lens saw of a fine-tune, beside the index of its traces."""
         return self._lens_path(attack, seed).with_suffix(".html")
@@ -324,7 +336,7 @@ class RunStore:
             for folder in ("models", "deltas"):
                 for scratch in (self.path / folder).glob(".*"):
                     shutil.rmtree(scratch, ignore_errors=True)
-            for place in (self.path, self.path / "failures", self.path / "lens", self.path / "traces"):
+            for place in (self.path, *(self.path / name for name in ("failures", "lens", "traces", "directions"))):
                 for scratch in place.glob(".*.tmp"):
                     scratch.unlink(missing_ok=True)
             yield
@@ -341,6 +353,9 @@ class RunStore:
 
     def _lens_path(self, attack: str, seed: int) -> Path:
         return self.path / "lens" / f"{_folder(attack)}-{seed}.json"
+
+    def _directions_path(self, attack: str, seed: int) -> Path:
+        return self.path / "directions" / f"{_folder(attack)}-{seed}.json"
 
     def _failure_path(self, key: str) -> Path:
         return self.path / "failures" / f"{key}.json"

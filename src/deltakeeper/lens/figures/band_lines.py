@@ -23,6 +23,7 @@ def bands(
     title: str | None = None,
     y_name: str | None = None,
     limits: tuple[float, float] | None = None,
+    note: str | None = None,
 ) -> LensFigure:
     """One line with its band a variant; controls in grey behind them. Small marks are ratios of sums over prompts.
 
@@ -32,6 +33,7 @@ def bands(
         title: what is shown; None for that of the first, without its name.
         y_name: name of the statistic; None for its unit.
         limits: of the statistic's axis, for shares that may run far out; None for all there is.
+        note: what lines and bands are; None for medians and quartiles over prompts.
 
     Raises:
         DataError: there is nothing to draw, or units or axes differ.
@@ -56,7 +58,7 @@ def bands(
         finish(axes, first.axis, first.unit if y_name is None else y_name, whole=first.axis == "layer")
         axes.set_title(wrap(shown, 5.6, 9, 1), loc="left", fontweight="bold")
         key(axes, looks, 1.0)
-        write(figure, 0.68, 0.1, _note(first, bool(controls)), fontsize=6.5, color=SOFT)
+        write(figure, 0.68, 0.1, _note(first, bool(controls)) if note is None else note, fontsize=6.5, color=SOFT)
     return LensFigure(figure, f"{shown}, by {first.axis}: {', '.join([*series, *controls])}")
 
 
