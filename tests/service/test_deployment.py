@@ -120,7 +120,7 @@ def test_probes_ask_routes_that_are_open_and_scrapers_have_a_key():
 
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["scrape_configs"]
     (endpoint,) = CLUSTER["ServiceMonitor", "deltakeeper"]["spec"]["endpoints"]
-    assert KINDS[job["metrics_path"]] == KINDS[endpoint["path"]] == "manage"
+    assert KINDS[job["metrics_path"]] == KINDS[endpoint["path"]] == "measure"
     assert job["static_configs"][0]["targets"] == ["deltakeeper:8000"]
     assert Path(job["authorization"]["credentials_file"]).name in COMPOSE["prometheus"]["secrets"]
     secret = endpoint["authorization"]["credentials"]

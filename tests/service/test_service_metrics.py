@@ -226,8 +226,12 @@ def test_many_threads_count_right(parts):
 # -- the route and the dashboard --
 
 
-def test_metrics_are_for_administrators_unless_somebody_says_otherwise(parts):
-    keys = {"admin": Principal("a", "admin"), "tenant": Principal("t", "tenant")}
+def test_metrics_are_for_monitors_and_administrators_unless_somebody_says_otherwise(parts):
+    keys = {
+        "admin": Principal("a", "admin"),
+        "tenant": Principal("t", "tenant"),
+        "monitor": Principal("m", "monitor", frozenset()),
+    }
 
     def client(kind, metrics):
         services = Services(
@@ -241,9 +245,12 @@ def test_metrics_are_for_administrators_unless_somebody_says_otherwise(parts):
         )
         return TestClient(build_app(services, [metrics_router(kind)]))
 
-    guarded = client("manage", parts.metrics)
+    guarded = client("measure", parts.metrics)
     assert guarded.get("/metrics").status_code == 401
     assert guarded.get("/metrics", headers={"Authorization": "Bearer tenant"}).status_code == 403
+    monitor = {"Authorization": "Bearer monitor"}
+    assert guarded.get("/metrics", headers=monitor).status_code == 200
+    assert guarded.get("/v1/models", headers=monitor).status_code == 403  # a scraper's key is good for nothing else
     answer = guarded.get("/metrics", headers={"Authorization": "Bearer admin"})
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert read(answer.text)

@@ -55,12 +55,13 @@ def test_every_route_is_for_managing(client):
 
 @pytest.mark.parametrize(("verb", "path"), [*KEY_ROUTES, *QUOTA_ROUTES])
 def test_nobody_but_an_admin_gets_an_answer(client, gate, admin, verb, path):
-    tenant = gate.keys.create("tenant", "tenant", None).secret
+    tenant, monitor = (gate.keys.create(role, role).secret for role in ("tenant", "monitor"))
     gate.refresh()
     before = gate._state.revision()
     assert client.request(verb, path, json={}).status_code == 401
-    answer = client.request(verb, path, json={}, headers={"Authorization": f"Bearer {tenant}"})
-    assert answer.status_code == 403 and answer.json()["error"]["type"] == "PermissionDeniedError"
+    for secret in (tenant, monitor):
+        answer = client.request(verb, path, json={}, headers={"Authorization": f"Bearer {secret}"})
+        assert answer.status_code == 403 and answer.json()["error"]["type"] == "PermissionDeniedError"
     assert gate._state.revision() == before
 
 

@@ -65,9 +65,11 @@ def test_the_state_may_come_from_the_environment(run, tmp_path):
     assert (tmp_path / "other.db").exists()
 
 
-@pytest.mark.parametrize("given", [(), ("--admin", "--all-models"), ("--model", "a", "--all-models")])
+@pytest.mark.parametrize(
+    "given", [(), ("--admin", "--all-models"), ("--model", "a", "--all-models"), ("--admin", "--monitor")]
+)
 def test_a_key_says_what_it_is_for(run, tmp_path, given):
-    with pytest.raises(DataError, match="give --model, --all-models or --admin"):
+    with pytest.raises(DataError, match="give --model, --all-models, --admin or --monitor"):
         run("create", "--name", "x", *given)
     assert not (tmp_path / "state.db").exists()
 

@@ -89,6 +89,7 @@ def test_a_revoked_key_is_revoked_alone(state):
         (("a\nb", "admin"), {}, "name"),
         (("x" * 129, "admin"), {}, "name"),
         (("x", "admin", ["a"]), {}, "models"),
+        (("x", "monitor", ["a"]), {}, "models"),
         (("x", "tenant", []), {}, "models"),
         (("x", "tenant", ["a b"]), {}, "models"),
         (("x", "tenant", [""]), {}, "models"),

@@ -15,7 +15,7 @@ from deltakeeper.commands.output import console, print_json
 from deltakeeper.errors import DataError
 
 if TYPE_CHECKING:
-    from deltakeeper.service.tenancy.keys import KeyRing
+    from deltakeeper.service.tenancy.keys import KeyRing, KeyRole
 
 keys = typer.Typer(
     name="keys",
@@ -42,6 +42,9 @@ def create(
     model: Annotated[list[str] | None, typer.Option(help="Model that the key may ask; give it once for each.")] = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="Let the key ask every model.")] = False,
     admin: Annotated[bool, typer.Option("--admin", help="Make a key that manages the service.")] = False,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Make a key that reads metrics alone, as Prometheus needs it.")
+    ] = False,
     expires: Annotated[str | None, typer.Option(help="How long it is good for, such as 90d, 12h or 30m.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,11 +54,15 @@ def create(
 
     Example: deltakeeper keys create --state state.db --name support-team --model support
     """
-    if admin + all_models + bool(model) != 1:
-        raise DataError("a key is for some models, for all, or for an admin; give --model, --all-models or --admin.")
+    if admin + monitor + all_models + bool(model) != 1:
+        raise DataError(
+            "a key is for some models, for all, for an admin or for metrics; give --model, --all-models, --admin or "
+            "--monitor."
+        )
+    role: KeyRole = "admin" if admin else "monitor" if monitor else "tenant"
     with _keys_of(state, make=True) as ring:
         lifetime = None if expires is None else _seconds(expires)
-        made = ring.create(name, "admin" if admin else "tenant", model or None, expires_in=lifetime)
+        made = ring.create(name, role, model or None, expires_in=lifetime)
     if as_json:
         print_json({**made.key.to_json(time.time()), "secret": made.secret})
         return

@@ -45,7 +45,7 @@ def serve(
         int | None, typer.Option(help="CPU threads of the engine: cores that are really free, less one for loading.")
     ] = None,
     public_metrics: Annotated[
-        bool, typer.Option("--public-metrics", help="Show /metrics, which names tenants, without an admin key.")
+        bool, typer.Option("--public-metrics", help="Show /metrics, which names tenants, without a key.")
     ] = False,
     otlp_traces_endpoint: Annotated[
         str | None,

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Role = Literal["admin", "tenant", "open"]
+Role = Literal["admin", "tenant", "monitor", "open"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Principal:
 
     Attributes:
         key_id: public name of the key, for logs; None without keys.
-        role: `admin` manages and may ask everyone; `tenant` asks; `open` may do both, on loopback.
+        role: `admin` manages and may ask everyone; `tenant` asks; `monitor` reads metrics and nothing else; `open` may
+            do all, on loopback.
         models: names that may be asked, the base's among them if it may be; None for all.
     """
 
@@ -31,6 +32,16 @@ class Principal:
     def manages(self) -> bool:
         """Whether admin routes are open to them."""
         return self.role in ("admin", "open")
+
+    @property
+    def measures(self) -> bool:
+        """Whether metrics are open to them."""
+        return self.role != "tenant"
+
+    @property
+    def asks(self) -> bool:
+        """Whether they may ask models at all."""
+        return self.role != "monitor"
 
 
 class Usage(Protocol):

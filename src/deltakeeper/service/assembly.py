@@ -48,7 +48,7 @@ class Plan:
         delta_bytes: memory of all deltas together.
         loaders: threads that load deltas.
         traces: address of a collector that traces are sent to by OTLP over HTTP; None sends none.
-        public_metrics: whether `/metrics`, which names tenants, is open to all instead of to admin keys.
+        public_metrics: whether `/metrics`, which names tenants, is open to all instead of to monitors and admins.
         engine: sizes of the engine.
         settings: limits of requests.
     """
@@ -132,7 +132,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
 
 def service_routers(plan: Plan) -> list[APIRouter]:
     """The routers beyond those that every application has."""
-    metrics = metrics_router("public" if plan.public_metrics else "manage")
+    metrics = metrics_router("public" if plan.public_metrics else "measure")
     return [page.router, status.router, admin_keys.router, delta_routes.router, decision_routes.router, metrics]
 
 

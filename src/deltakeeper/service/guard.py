@@ -14,8 +14,8 @@ from deltakeeper.errors import DeltakeeperError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import Forbidden
 
-Kind = Literal["public", "ask", "manage"]
-"""`public` is for everybody, `ask` for whoever holds a key, `manage` for holders of an admin key."""
+Kind = Literal["public", "ask", "measure", "manage"]
+"""`public` is for everybody, `ask` for keys of models, `measure` for those of metrics, `manage` for an admin's."""
 
 _STRICTNESS: tuple[Kind, ...] = get_args(Kind)
 
@@ -68,8 +68,12 @@ def let_in(gate: Any, scope: Any, kind: Kind) -> Principal:
     if principal is None:
         keys = [value for name, value in scope["headers"] if name == b"authorization"]
         principal = state["principal"] = gate.identify(keys[0].decode("latin-1") if len(keys) == 1 else None)
+    if kind == "ask" and not principal.asks:
+        raise Forbidden("This key reads metrics alone; use a key of the models that you ask.")
+    if kind == "measure" and not principal.measures:
+        raise Forbidden("This key asks models and reads no metrics; use a monitor's or an admin key.")
     if kind == "manage" and not principal.manages:
-        raise Forbidden("This key asks models and does not manage the service; use an admin key.")
+        raise Forbidden("This key does not manage the service; use an admin key.")
     return principal
 
 

@@ -10,8 +10,8 @@ from deltakeeper.service.guard import Kind, require
 from deltakeeper.service.metrics.service_metrics import ServiceMetrics
 
 
-def metrics_router(kind: Kind = "manage") -> APIRouter:
-    """The route of the metrics, which name tenants: for administrators unless somebody says otherwise.
+def metrics_router(kind: Kind = "measure") -> APIRouter:
+    """The route of the metrics, which name tenants: for monitors and administrators unless somebody says otherwise.
 
     Args:
         kind: who may scrape; `public` where nobody but the scraper reaches the address.
@@ -20,7 +20,7 @@ def metrics_router(kind: Kind = "manage") -> APIRouter:
 
     @router.get("/metrics", response_class=Response)
     def show_metrics(request: Request) -> Response:
-        """All series in Prometheus' text format; with keys, give the scraper an admin key as its bearer token."""
+        """All series in Prometheus' text format; with keys, give the scraper a monitor's as its bearer token."""
         metrics = request.app.state.services.metrics
         if not isinstance(metrics, ServiceMetrics):
             raise NotFound("This service measures nothing; start it with metrics.")

@@ -22,7 +22,7 @@ from deltakeeper.service.errors import BadRequest, NotFound
 from deltakeeper.service.tenancy.database import State
 from deltakeeper.service.tenancy.tables import KEYS
 
-KeyRole = Literal["admin", "tenant"]
+KeyRole = Literal["admin", "tenant", "monitor"]
 PREFIX = "dk-"
 MOST_MODELS = 10_000
 _MODEL = re.compile(r"[A-Za-z0-9._/:@-]{1,256}")
@@ -37,7 +37,7 @@ class Key:
     Attributes:
         id: public, for logs, quotas and revoking.
         name: what its maker calls it.
-        role: `admin` keys manage and may ask all models.
+        role: `admin` keys manage and may ask all models, `monitor` keys read metrics alone.
         models: names that a tenant's key may ask; None for all.
         created_at: seconds since 1970, as are the others.
         expires_at: None for never.
@@ -107,7 +107,7 @@ class KeyRing:
         Args:
             name: 1 to 128 printable characters, for people.
             role: what it may do.
-            models: that a tenant's key may ask, at least one; None for all. Admin keys have None.
+            models: that a tenant's key may ask, at least one; None for all. Others have None.
             expires_in: seconds, 1 at least; None for never.
 
         Raises:
@@ -191,6 +191,10 @@ def _check(name: str, role: KeyRole, models: Iterable[str] | None, expires_in: f
         if models is not None:
             raise BadRequest("An admin key may ask all models; leave the models out.", param="models")
         return None
+    if role == "monitor":
+        if models is not None:
+            raise BadRequest("A monitor's key asks no models; leave them out.", param="models")
+        return frozenset()
     bound = None if models is None else frozenset(models)
     if bound is not None and not 1 <= len(bound) <= MOST_MODELS:
         raise BadRequest(f"A tenant's key is bound to 1 to {MOST_MODELS:,} models; name them.", param="models")
