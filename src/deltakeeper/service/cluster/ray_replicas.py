@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,10 @@ _log = logging.getLogger("deltakeeper.service")
 _T = TypeVar("_T")
 _REPORT_SECONDS = 5.0
 _CONNECT_SECONDS = 5.0
+_REPLACED = ("localhost", "127.0.0.1", "::1")
+"""Ray takes none of these for a node's address, and makes it one that others reach."""
+_LOCAL = "127.0.0.2"
+"""Of this machine alone too, and Ray leaves it as it is."""
 _LOST = (RayActorError, WorkerCrashedError, DeploymentUnavailableError)
 
 
@@ -125,13 +130,12 @@ def deployed(name: str, plan: ReplicaPlan, scaling: Scaling, *, drain_seconds: f
 def _options(address: str) -> dict[str, Any]:
     """What joining a cluster takes beside its address; raises OSError where nobody listens there."""
     if address == "local":
-        return {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        return {"include_dashboard": False} | ({"_node_ip_address": _LOCAL} if sys.platform == "linux" else {})
     host, colon, port = address.rpartition(":")
     if not colon:
         return {}
     socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()  # Ray itself would try for minutes
-    # nodes that know each other by a loopback address are found by that alone; of these three Ray makes another one
-    lone = is_loopback(host) and host not in ("localhost", "127.0.0.1", "::1")
+    lone = is_loopback(host) and host not in _REPLACED
     return {"_node_ip_address": host} if lone else {}
 
 
