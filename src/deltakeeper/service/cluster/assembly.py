@@ -99,8 +99,7 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, start: Start) -> 
             version=metadata.version("deltakeeper"),
             delta_bytes=plan.delta_bytes,
             loaders=plan.loaders,
-            # the ingress admits: a replica refuses nothing that was sent to it
-            engine=replace(plan.engine, max_waiting=max(plan.engine.max_waiting, scaling.max_ongoing)),
+            engine=plan.engine,
             policy=None if plan.policy is None else plan.policy.resolve(),
             policy_sha256=None if gathered is None else gathered.policy_sha256,
             decisions=plan.decisions.resolve().with_name(f"{plan.decisions.stem}.replicas"),

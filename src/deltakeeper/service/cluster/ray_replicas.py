@@ -117,6 +117,7 @@ def deployed(name: str, plan: ReplicaPlan, scaling: Scaling, *, drain_seconds: f
         **number,
     )
     serve.start(proxy_location="Disabled")
+    _warn_of_room(scaling)
     try:
         handle = _left_behind(name, (plan, scaling))
         try:
@@ -211,6 +212,19 @@ async def _unless_lost(response: Awaitable[_T]) -> _T:
         return await response
     except _LOST as error:
         raise ReplicaLostError(f"a replica was lost: {_first_line(error)}") from error
+
+
+def _warn_of_room(scaling: Scaling) -> None:
+    """Say what Ray does not: a replica that no node has the cores for waits for one, silently."""
+    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    room = sum(min(scaling.per_node, int(count // scaling.cpus)) for count in cores)
+    if room < scaling.min_replicas:
+        _log.warning(
+            "the cluster has room for %d of %d replicas of %g cores each; the others wait until nodes join it.",
+            room,
+            scaling.min_replicas,
+            scaling.cpus,
+        )
 
 
 def _left_behind(name: str, made: tuple[ReplicaPlan, Scaling]) -> Any:
