@@ -53,6 +53,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,  # nothing here depends on who a proxy says is asking
                 ws="none",
                 http="h11",
+                loop="asyncio",  # whichever extras brought another along, this is what was measured
                 timeout_graceful_shutdown=_GOODBYE_SECONDS,
             )
         )

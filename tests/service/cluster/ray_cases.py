@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,6 +14,8 @@ from deltakeeper.service.cluster.scaling import Scaling
 ADDRESS = "127.0.0.2"
 """Of this machine alone; 127.0.0.1 would be made into an address that others reach."""
 _STORE_BYTES = 80 << 20
+_START_SECONDS = 120
+"""Ray itself gives a node 30 s to start, which is too few on a machine that runs other tests."""
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -29,7 +32,11 @@ class Nodes:
 
         size = {"node_ip_address": ADDRESS, "num_cpus": 1, "object_store_memory": _STORE_BYTES}
         self._cluster = Cluster(initialize_head=True, head_node_args=size | {"include_dashboard": False})
-        self.nodes = [self._cluster.add_node(**size) for _ in range(count - 1)]
+        try:
+            self.nodes = [self._cluster.add_node(**size) for _ in range(count - 1)]
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def address(self):
@@ -47,16 +54,32 @@ class Nodes:
 
 @contextmanager
 def started_nodes(count, monkeypatch):
+    from ray._private import services
     from ray._raylet import Config
 
+    find = services.get_node
+
+    def find_patiently(*arguments):
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return find(*arguments)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+    monkeypatch.setattr(services, "get_node", find_patiently)
     for name, value in _ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     Config.initialize("")  # Ray read the environment when it was imported, perhaps by another test
-    nodes = Nodes(count)
     try:
-        yield nodes
+        nodes = Nodes(count)
+        try:
+            yield nodes
+        finally:
+            nodes.close()
     finally:
-        nodes.close()
         monkeypatch.undo()
         Config.initialize("")
 

@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 import yaml
+from admission_parts import write_judge, write_policy
 from cluster_cases import TENANTS, clustered_here, make_plan
 from service_cases import PROMPT, opened_services, served, wait_until
 
@@ -160,6 +161,22 @@ def test_a_policy_is_kept_by_replicas_and_its_decisions_are_gathered(own):
         assert 'deltakeeper_admission_decisions_total{verdict="refused"} 2.0' in c.get("/metrics").text
     logged = [read_log(path) for path in sorted((own / "decisions.replicas").iterdir())]
     assert len(logged) == 2 and sum(map(len, logged)) == len(read_log(own / "decisions.jsonl")) == 3
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(0.0, "admitted"), (1.0, "refused")])
+def test_a_canary_runs_where_the_delta_is_loaded(own, bound, verdict):
+    policy = write_policy(own, canary={"refusals_at_least": bound, "broken_at_most": 1.0})
+    write_judge(own, "never said")
+    with (
+        clustered_here(make_plan(own, own, policy=policy), own) as (service, _),
+        served(service.services, app=service.app) as live,
+        live.client() as c,
+    ):
+        found = c.post("/v1/completions", json=ASKED | {"model": "signs"})
+        assert found.status_code == (200 if verdict == "admitted" else 422)
+        (entry,) = c.get("/admin/decisions").json()["data"]
+        assert (entry["name"], entry["verdict"], entry["canary"]["prompts"]) == ("signs", verdict, 4)
+        assert c.get("/admin/deltas/signs").json()["decision"]["verdict"] == verdict
 
 
 def test_lost_replicas_cost_no_answer(cluster_folder, tmp_path):

@@ -81,7 +81,7 @@ async def feed(
                     if (end := piece.ended) is not None:
                         if end.told is not None:
                             listen(end.told)
-                        stream.end(end.reason, stop=end.stop, error=end.error, code=end.code)
+                        stream.end(end.reason, stop=end.stop, error=end.error)
                         return
             raise ReplicaLostError("the replica's answer broke off.")
         except ReplicaLostError as error:

@@ -89,7 +89,6 @@ class Ended:
     reason: FinishReason
     stop: str | int | None = None
     error: str | None = None
-    code: str | None = None
     told: Told | None = None
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from deltakeeper.errors import DataError, EngineError
 from deltakeeper.loopback import is_loopback
@@ -29,6 +30,11 @@ _log = logging.getLogger("deltakeeper.service")
 _T = TypeVar("_T")
 _REPORT_SECONDS = 5.0
 _CONNECT_SECONDS = 5.0
+_FOUND_SECONDS = 10.0
+_REPLACED = ("localhost", "127.0.0.1", "::1")
+"""Ray takes none of these for a node's address, and makes it one that others reach."""
+_LOCAL = "127.0.0.2"
+"""Of this machine alone too, and Ray leaves it as it is."""
 _LOST = (RayActorError, WorkerCrashedError, DeploymentUnavailableError)
 
 
@@ -80,7 +86,7 @@ def deployed(name: str, plan: ReplicaPlan, scaling: Scaling, *, drain_seconds: f
     """Run replicas until the block ends.
 
     Args:
-        name: of the application in Ray Serve; one of the same name is turned over to this plan.
+        name: of the application in Ray Serve; one that runs is taken over if it is made in the same way, else replaced.
         plan: what each replica is made of.
         scaling: how many there are.
         drain_seconds: how long one that is no longer needed may finish its answers.
@@ -111,12 +117,17 @@ def deployed(name: str, plan: ReplicaPlan, scaling: Scaling, *, drain_seconds: f
         **number,
     )
     serve.start(proxy_location="Disabled")
+    _warn_of_room(scaling)
     try:
+        handle = _left_behind(name, (plan, scaling))
         try:
-            handle = serve.run(deployment.bind(plan), name=name, route_prefix=None)
+            handle = handle or serve.run(deployment.bind((plan, scaling)), name=name, route_prefix=None)
         except RuntimeError as error:
             raise EngineError(f"no replica could be started: {_why(name) or _first_line(error)}") from error
-        yield RayReplicas(handle)
+        try:
+            yield RayReplicas(handle)
+        finally:
+            handle.shutdown()  # or its thread would call Ray once more, which would begin a cluster of its own
     finally:
         with suppress(RayError, RuntimeError):
             serve.delete(name)
@@ -125,13 +136,12 @@ def deployed(name: str, plan: ReplicaPlan, scaling: Scaling, *, drain_seconds: f
 def _options(address: str) -> dict[str, Any]:
     """What joining a cluster takes beside its address; raises OSError where nobody listens there."""
     if address == "local":
-        return {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        return {"include_dashboard": False} | ({"_node_ip_address": _LOCAL} if sys.platform == "linux" else {})
     host, colon, port = address.rpartition(":")
     if not colon:
         return {}
     socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()  # Ray itself would try for minutes
-    # nodes that know each other by a loopback address are found by that alone; of these three Ray makes another one
-    lone = is_loopback(host) and host not in ("localhost", "127.0.0.1", "::1")
+    lone = is_loopback(host) and host not in _REPLACED
     return {"_node_ip_address": host} if lone else {}
 
 
@@ -202,6 +212,28 @@ async def _unless_lost(response: Awaitable[_T]) -> _T:
         return await response
     except _LOST as error:
         raise ReplicaLostError(f"a replica was lost: {_first_line(error)}") from error
+
+
+def _warn_of_room(scaling: Scaling) -> None:
+    """Say what Ray does not: a replica that no node has the cores for waits for one, silently."""
+    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    room = sum(min(scaling.per_node, int(count // scaling.cpus)) for count in cores)
+    if room < scaling.min_replicas:
+        _log.warning(
+            "the cluster has room for %d of %d replicas of %g cores each; the others wait until nodes join it.",
+            room,
+            scaling.min_replicas,
+            scaling.cpus,
+        )
+
+
+def _left_behind(name: str, made: tuple[ReplicaPlan, Scaling]) -> Any:
+    """The handle of replicas that an ingress which was killed left running, if they are made in the same way."""
+    try:
+        handle = serve.get_app_handle(name)
+        return handle if handle.made.remote().result(timeout_s=_FOUND_SECONDS) == made else None
+    except (RayServeException, RayError, TimeoutError):
+        return None
 
 
 def _why(name: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deltakeeper.engine import Request
 from deltakeeper.engine.request import QueueFullError
 from deltakeeper.engine.stream import Stream
 from deltakeeper.errors import DataError, DeltakeeperError, TenantError
@@ -37,6 +38,7 @@ from deltakeeper.service.cluster.messages import (
 )
 from deltakeeper.service.engine_room import opened_room
 
+_PAUSE = 0.02
 _MOST_DECISIONS = 100
 """Latest decisions in a report; the ingress asks far more often than so many are made."""
 
@@ -95,12 +97,11 @@ class Replica:
             if asked.place is not None:
                 await self._keep(asked.place)
             event = asyncio.Event()
-            stream = self._engine.submit(asked.request, Bell(asyncio.get_running_loop(), event).ring)
+            stream = await self._submit(asked.request, Bell(asyncio.get_running_loop(), event).ring)
             async for piece in self._pieces(stream, event, asked.request.tenant):
                 yield piece
         except DeltakeeperError as error:
-            code = "queue_full" if isinstance(error, QueueFullError) else None
-            yield Piece(ended=Ended("error", error=str(error), code=code, told=self._told()))
+            yield Piece(ended=Ended("error", error=str(error), told=self._told()))
         finally:
             if stream is not None and stream.finish_reason is None:
                 stream.cancel()
@@ -154,6 +155,14 @@ class Replica:
     def close(self) -> None:
         """End what runs, and free everything."""
         self._stack.close()
+
+    async def _submit(self, request: Request, wake: Callable[[], None]) -> Stream:
+        """Hand in what the ingress has admitted; a line full of cancelled requests empties with the next pass."""
+        while True:
+            try:
+                return self._engine.submit(request, wake)
+            except QueueFullError:
+                await asyncio.sleep(_PAUSE)
 
     async def _keep(self, place: Place) -> None:
         """See to it that a name stands here for what it stands for at the ingress, or for something later."""

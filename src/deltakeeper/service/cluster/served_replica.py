@@ -20,12 +20,14 @@ from deltakeeper.service.cluster.messages import (
     Report,
 )
 from deltakeeper.service.cluster.replica import Replica
+from deltakeeper.service.cluster.scaling import Scaling
 
 
 class ServedReplica:
     """Gives Ray Serve the names of the tenants that came here, and passes on all else."""
 
-    def __init__(self, plan: ReplicaPlan) -> None:
+    def __init__(self, made: tuple[ReplicaPlan, Scaling]) -> None:
+        self._made, plan = made, made[0]
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(plan, name, ray.get_runtime_context().get_node_id())
 
@@ -57,6 +59,10 @@ class ServedReplica:
     async def remove(self, name: str) -> None:
         """See `Replica.remove`."""
         self._replica.remove(name)
+
+    async def made(self) -> tuple[ReplicaPlan, Scaling]:
+        """What it and the others were made by, for an ingress that finds them."""
+        return self._made
 
     async def report(self) -> Report:
         """See `Replica.report`."""
