@@ -129,7 +129,9 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
             metrics=ServiceMetrics(engine, store, plan.base_name, None if admission is None else admission.log),
             settings=replace(plan.settings, hosts=_LOCAL_HOSTS) if gate.is_open else plan.settings,
         )
-        yield Assembled(services, build_app(services, _routers(plan)), gate.is_open, state.where)
+        app = build_app(services, _routers(plan))
+        stack.callback(app.state.texts.templates.close)
+        yield Assembled(services, app, gate.is_open, state.where)
 
 
 def _routers(plan: Plan) -> list[APIRouter]:
