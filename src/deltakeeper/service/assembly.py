@@ -28,6 +28,7 @@ from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenancy import admin_keys
 from deltakeeper.service.tenancy.database import State, open_state
 from deltakeeper.service.tenancy.gate import StateGate
+from deltakeeper.service.uploads import routes as upload_routes
 from deltakeeper.service.web import page
 
 _log = logging.getLogger("deltakeeper.service")
@@ -136,7 +137,8 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
 
 def _routers(plan: Plan) -> list[APIRouter]:
     metrics = metrics_router("public" if plan.public_metrics else "manage")
-    return [page.router, status.router, admin_keys.router, delta_routes.router, decision_routes.router, metrics]
+    deltas = [delta_routes.router, upload_routes.router, decision_routes.router]
+    return [page.router, status.router, admin_keys.router, *deltas, metrics]
 
 
 def _opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
