@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import select
 import subprocess
@@ -26,6 +27,7 @@ from deltakeeper.errors import DataError
 
 Turns = Sequence[dict[str, str]]
 
+_log = logging.getLogger("deltakeeper.service")
 _WORKER = Path(__file__).with_name("template_worker.py")
 _WORKERS = 2
 _CPU_SECONDS = 1
@@ -38,7 +40,8 @@ _MOST_ADDED = 1 << 20
 _PAUSE_SECONDS = 60.0
 """How long a template that took too long is refused without being tried."""
 _MOST_PAUSED = 1024
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONUSERBASE")
+"""What a worker is told of ours: enough to find its libraries, and no secrets."""
 
 
 class TemplateError(DataError):
@@ -120,7 +123,7 @@ class _Worker:
     def __init__(self, running: set[subprocess.Popen[bytes]]) -> None:
         self._running = running
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(_WORKER), str(_CPU_SECONDS), str(_MEMORY)],
+            [sys.executable, "-P", str(_WORKER), str(_CPU_SECONDS), str(_MEMORY)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -138,8 +141,7 @@ class _Worker:
         """Its answer; raises TimeoutError where it was ended for the time that it took."""
         try:
             if not self._started:
-                self._read()
-                self._started = True
+                self._start()
             assert self._process.stdin is not None
             self._process.stdin.write(request + b"\n")
             self._process.stdin.flush()
@@ -152,6 +154,14 @@ class _Worker:
         if "memory" in answer.get("error", ""):
             self._stop()
         return answer
+
+    def _start(self) -> None:
+        try:
+            self._read()
+        except TimeoutError as error:
+            _log.error("no chat template of a tenant can be rendered: %s does not run %s", sys.executable, _WORKER)
+            raise TemplateError("it cannot be rendered now") from error
+        self._started = True
 
     def _read(self) -> dict[str, str]:
         assert self._process.stdout is not None
