@@ -1,6 +1,6 @@
 """lm-eval's own clients against a live service, beside lm-eval on the merged checkpoint in this process.
 
-    python benchmarks/service_lm_eval.py --data DATA --gsm8k 16 --piqa 24
+    python benchmarks/service_lm_eval.py --data DATA --gsm8k 16 --piqa 24 --dtype float32
 
 The embedded model is the base; its tenant is the aligned base, compressed to one bit. `deltakeeper serve` is a process
 of its own. Compared are scores, every answer, and every log-probability; where two greedy answers part, the record says
@@ -40,14 +40,14 @@ CONTEXT = 8192
 
 
 def main() -> None:
-    """Measure and write `results/service-lm-eval.json`."""
+    """Measure and write `results/service-lm-eval-DTYPE.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the folders gsm8k and piqa")
     parser.add_argument("--gsm8k", type=int, default=16, help="items of GSM8K")
     parser.add_argument("--piqa", type=int, default=24, help="items of PIQA, two log-likelihoods each")
     parser.add_argument("--shots", type=int, default=1, help="few-shot examples of GSM8K")
     parser.add_argument("--new-tokens", type=int, default=96, help="longest answer")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -65,16 +65,15 @@ def main() -> None:
             task.set_config(key="generation_kwargs", value=limit, update=True)
         facts = [fact.to_json() | {"sources": sorted(fact.sources.values())} for fact in answers.facts + choices.facts]
         rows = {"codec": CODEC, "new_tokens": given.new_tokens, "tasks": facts, "runs": runs}
-        for dtype in given.dtypes:
-            folder = Path(name) / dtype
-            models = {"base": cast(base, folder / "base", dtype)}
-            compress(models["base"], cast(tuned, folder / "tuned", dtype), folder / "deltas" / TENANT, CODEC)
-            models[TENANT] = apply_delta(models["base"], folder / "deltas" / TENANT, folder / "merged")
-            with served(models["base"], folder / "deltas") as url:
-                for arm, path in models.items():
-                    for run in compared(url, arm, path, dtype, answers, choices):
-                        runs.append(run)
-                        print(json.dumps(run), record.save("service-lm-eval", rows), flush=True)  # it takes long
+        folder, dtype = Path(name), given.dtype
+        models = {"base": cast(base, folder / "base", dtype)}
+        compress(models["base"], cast(tuned, folder / "tuned", dtype), folder / "deltas" / TENANT, CODEC)
+        models[TENANT] = apply_delta(models["base"], folder / "deltas" / TENANT, folder / "merged")
+        with served(models["base"], folder / "deltas") as url:
+            for arm, path in models.items():
+                for run in compared(url, arm, path, dtype, answers, choices):
+                    runs.append(run)
+                    print(json.dumps(run), record.save(f"service-lm-eval-{dtype}", rows), flush=True)  # it takes long
 
 
 def cast(source: Path, target: Path, dtype: str) -> Path:
@@ -122,13 +121,17 @@ def compared(
         base_url=f"{url}/v1/completions", tokenizer=str(path), tokenizer_backend="huggingface", batch_size=4, **shared
     )
     chat = LocalChatCompletion(base_url=f"{url}/v1/chat/completions", **shared)
+    exact = None if dtype == "float32" else HFLM(pretrained=str(path), dtype="float32", device="cpu", batch_size=4)
     for tasks, remote, talk in ((choices, plain, False), (answers, plain, False), (answers, chat, True)):
         (theirs, far), (ours, near) = (asked(model, tasks, talk) for model in (remote, here))
         name = next(iter(tasks.loaded["tasks"]))
         run = {"dtype": dtype, "arm": arm, "task": name, "client": _client(remote), "items": len(ours)}
         run |= {"seconds": {"http": far, "in process": near}}
         run |= {"scores": {"http": scores(theirs), "in process": scores(ours)}}
-        yield run | (answers_beside if tasks is answers else numbers_beside)(here, theirs, ours)
+        run |= (answers_beside if tasks is answers else numbers_beside)(here, theirs, ours)
+        if exact is not None and tasks is choices:
+            run |= near_exact(rated(asked(exact, tasks, talk)[0]), rated(theirs), rated(ours))
+        yield run
 
 
 def _client(model: Any) -> str:
@@ -176,6 +179,22 @@ def numbers_beside(here: Any, theirs: list[dict[str, Any]], ours: list[dict[str,
     numbers = {"numbers": len(apart), "worst": max(apart), "mean": mean, "worst_by_token": max(by_token)}
     chosen = sum(f["acc"] == n["acc"] for f, n in zip(theirs, ours, strict=True))
     return numbers | {"same_greedy": greedy, "same_choice": chosen}
+
+
+def near_exact(exact: list[float], theirs: list[float], ours: list[float]) -> dict[str, dict[str, float]]:
+    """How far both are on average from the same checkpoint computed in float32."""
+    found = {"http": theirs, "in process": ours}
+    return {
+        "mean_from_float32": {
+            way: sum(abs(a - b) for a, b in zip(exact, numbers, strict=True)) / len(exact)
+            for way, numbers in found.items()
+        }
+    }
+
+
+def rated(rows: list[dict[str, Any]]) -> list[float]:
+    """All log-likelihoods, in order."""
+    return [answer[0][0] for row in rows for answer in row["resps"]]
 
 
 def answers_beside(here: Any, theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:

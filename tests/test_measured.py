@@ -171,11 +171,14 @@ def test_answers_over_http_are_told_beside_those_in_process_with_what_parted(pag
             run | {"client": "local-chat-completions", "scores": scores, "same_answers": 2, "parted": parted},
         ],
     }
-    text = pages(**{"service-lm-eval": rows})["results.md"]
-    assert "4 items of `gsm8k_local` (3 shots)" in text
+    text = pages(**{"service-lm-eval-float32": rows})["results.md"]
+    assert "4 items of `gsm8k_local` (3 shots)" in text and "rounds once" not in text
     assert row(text, "float32, one-bit, `local-completions`")[1:] == [
         *("0.500, 0.250", "0.750, 0.000", "3 of 4", "8", "2.5e-05", "1.0e-05", "2.0e-06")
     ]
     [told, *others] = [line for line in text.splitlines() if line.startswith("| float32, one-bit, `local-chat-comp")]
     assert "| 2 of 4 | 20.0 | 30.0 |" in told and len(others) == 2
+    rows["runs"][0] |= {"dtype": "bfloat16", "mean_from_float32": {"http": 0.125, "in process": 0.25}}
+    rounded = pages(**{"service-lm-eval-bfloat16": rows})["results.md"].split("rounds once")[1]
+    assert row(rounded, "bfloat16, one-bit, `local-completions`")[1:] == ["0.125", "0.250"]
     assert "| 2 | 17 | `' a\\|b'` | `'\\n'` | 0.062 |" in others[0] and others[1].endswith("| none: one ends |")

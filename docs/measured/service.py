@@ -14,10 +14,10 @@ is the embedded model; the tenant is the aligned base as a delta, `{codec}`. Ans
 tokens, and count as the same if their texts are. Seconds are of one run beside other work, and no measure of speed.
 """
 
-FLOATS = """\
-In float32 both ways compute the same up to the order of sums. In bfloat16 they do not: the overlay adds a delta in
-float32 and rounds once where a merge rounds `W + Δ`, other kernels sum in another order, and logits have eight bits. So
-log-likelihoods differ in the third digit, and an answer may go another way where two tokens are nearly tied.
+ROUNDED = """\
+In bfloat16 the two ways do not compute the same: the overlay adds a delta in float32 and rounds once where a merge
+rounds `W + Δ`, kernels sum in another order, and logits in process have eight bits. So log-likelihoods differ in the
+third digit, and an answer may go another way where two tokens are nearly tied.
 """
 
 
@@ -43,7 +43,10 @@ def lm_eval(rows: dict[str, Any]) -> str:
     if told:
         head = ("answers", "score, HTTP", "in process", "same answers", "seconds, HTTP", "in process")
         parts.append(table(head, map(_told, told)))
-    parts.append(FLOATS)
+    if any(run["dtype"] == "bfloat16" for run in rows["runs"]):
+        parts.append(ROUNDED)
+        head = ("mean distance from the checkpoint computed in float32", "HTTP", "in process")
+        parts.append(table(head, (_distances(run) for run in rated if "mean_from_float32" in run)))
     if parted := [line for run in told for line in _parted(run)]:
         head = ("answers that part", "item", "at token", "HTTP says", "in process", "margin in process")
         parts.append(
@@ -66,6 +69,10 @@ def _rated(run: dict[str, Any]) -> tuple[str, ...]:
     same = f"{run['same_choice']} of {run['items']}"
     apart = (f"{run[key]:.1e}" for key in ("worst", "mean", "worst_by_token"))
     return _name(run), *_scores(run), same, f"{run['numbers']}", *apart
+
+
+def _distances(run: dict[str, Any]) -> tuple[str, ...]:
+    return _name(run), *(f"{run['mean_from_float32'][way]:.3f}" for way in ("http", "in process"))
 
 
 def _told(run: dict[str, Any]) -> tuple[str, ...]:

@@ -22,6 +22,11 @@ def shard_name(number: int, count: int) -> str:
     return f"delta_model-{number:05d}-of-{count:05d}.safetensors"
 
 
+def is_payload_name(name: str) -> bool:
+    """Whether a file of an artifact may hold payload, or say which shard holds what."""
+    return name in (PAYLOAD_NAME, INDEX_NAME) or _SHARD.fullmatch(name) is not None
+
+
 class Payload:
     """The payload tensors of a folder by key; each is read from disk when it is asked for.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,19 @@ def _is_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
 
 
-def encode(tokenizer: Any, prompt: Prompt, chat: bool | None) -> list[int]:
+def encode(
+    tokenizer: Any,
+    prompt: Prompt,
+    chat: bool | None,
+    render: Callable[[Any, Sequence[dict[str, str]]], str] | None = None,
+) -> list[int]:
     """Token ids of a prompt.
 
     Args:
         tokenizer: that of the tenant.
         prompt: what is asked.
         chat: whether a text is a user's turn in the chat template; None for where there is a template.
+        render: renders turns in a tokenizer's template; as transformers does, in this process, by default.
 
     Raises:
         DataError: there is no template where one is needed or it refuses the turns, or nothing is left to ask.
@@ -109,7 +115,7 @@ def encode(tokenizer: Any, prompt: Prompt, chat: bool | None) -> list[int]:
         raise DataError(f"{whose} has no chat template; ask with --raw.")
     else:
         try:
-            text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            text = (render or _render)(tokenizer, turns)
         except Exception as error:  # a template is a program, and may fail in any way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise DataError(f"the chat template of {whose} does not take these turns ({reason}); ask raw.") from error
@@ -117,6 +123,10 @@ def encode(tokenizer: Any, prompt: Prompt, chat: bool | None) -> list[int]:
     if not ids:
         raise DataError(f"a prompt for {whose} is empty; give a text.")
     return list(ids)
+
+
+def _render(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False))
 
 
 def tokenizers(base: Any, deltas: Mapping[str, TenantDelta]) -> dict[str | None, Any]:

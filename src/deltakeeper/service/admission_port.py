@@ -38,6 +38,10 @@ class Admission(Protocol):
     passed is not given to the engine. Requests wait for that as they wait for a load, and end with the reasons.
     """
 
+    @property
+    def max_bytes(self) -> int | None:
+        """Most bytes of an artifact; None for any number."""
+
     def decide(self, name: str, folder: Path) -> Decision:
         """What policy says of an artifact's files, before it is loaded; never raises for a bad one, but refuses it.
 

@@ -29,6 +29,7 @@ from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenancy import admin_keys
 from deltakeeper.service.tenancy.database import State, open_state
 from deltakeeper.service.tenancy.gate import StateGate
+from deltakeeper.service.uploads import routes as upload_routes
 from deltakeeper.service.web import page
 
 _log = logging.getLogger("deltakeeper.service")
@@ -127,13 +128,16 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
             traces=opened_traces(plan, stack),
             settings=plan.settings,
         )
-        yield Assembled(services, build_app(services, service_routers(plan)), gate.is_open, state.where)
+        app = build_app(services, service_routers(plan))
+        stack.callback(app.state.texts.templates.close)
+        yield Assembled(services, app, gate.is_open, state.where)
 
 
 def service_routers(plan: Plan) -> list[APIRouter]:
     """The routers beyond those that every application has."""
     metrics = metrics_router("public" if plan.public_metrics else "measure")
-    return [page.router, status.router, admin_keys.router, delta_routes.router, decision_routes.router, metrics]
+    deltas = [delta_routes.router, upload_routes.router, decision_routes.router]
+    return [page.router, status.router, admin_keys.router, *deltas, metrics]
 
 
 def opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:

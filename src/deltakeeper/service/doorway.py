@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deltakeeper.service.access import Gate
 from deltakeeper.service.error_answers import error_response, status_response
 from deltakeeper.service.errors import ServiceError
-from deltakeeper.service.guard import Kind, guarded_routes, let_in
+from deltakeeper.service.guard import Kind, guarded_routes, is_upload, let_in
 from deltakeeper.service.running import Tracer
 from deltakeeper.service.settings import ServiceSettings
 
@@ -55,8 +55,14 @@ class Doorway:
         traces: Tracer | None = None,
     ) -> None:
         self._app, self._gate, self._settings, self._traces = app, gate, settings, traces
-        self._table: list[tuple[re.Pattern[str], frozenset[str], Kind]] = [
-            (route.path_regex, frozenset(route.methods), kind) for route, kind in guarded_routes(routes)
+        self._table: list[tuple[re.Pattern[str], frozenset[str], Kind, int]] = [
+            (
+                route.path_regex,
+                frozenset(route.methods),
+                kind,
+                settings.max_upload_bytes if is_upload(route) else settings.max_body_bytes,
+            )
+            for route, kind in guarded_routes(routes)
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +81,7 @@ class Doorway:
                 if answer is not None:
                     await answer(scope, receive, visit.send)
                 else:
-                    await self._app(scope, _Body(receive, self._settings.max_body_bytes), visit.send)
+                    await self._app(scope, _Body(receive, scope["state"]["most_bytes"]), visit.send)
             except Exception:
                 _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
                 if not visit.status:
@@ -99,21 +105,23 @@ class Doorway:
             return status_response(
                 403, f"Without keys this service is asked as {' or '.join(_OWN_NAMES)} only; make a key first."
             )
-        met = [(methods, kind) for path, methods, kind in self._table if path.match(scope["path"])]
+        met = [row for row in self._table if row[0].match(scope["path"])]
         if not met:
             return status_response(404, "There is no such path; see /openapi.json for those that there are.")
-        kind = next((kind for methods, kind in met if scope["method"] in methods), None)
-        if kind is None:
-            allowed = ", ".join(sorted(set().union(*(methods for methods, _ in met))))
+        found = next((row for row in met if scope["method"] in row[1]), None)
+        if found is None:
+            allowed = ", ".join(sorted(set().union(*(methods for _, methods, _, _ in met))))
             return status_response(405, f"This path answers to {allowed} only.", {"Allow": allowed})
+        _, _, kind, most = found
+        scope["state"]["most_bytes"] = most
         if kind != "public":
             try:
                 let_in(self._gate, scope, kind)
             except ServiceError as error:
                 return error_response(error)
         length = _header(scope, b"content-length")
-        if length is not None and (not length.isdigit() or int(length) > self._settings.max_body_bytes):
-            return status_response(413, _too_large(self._settings.max_body_bytes))
+        if length is not None and (not length.isdigit() or int(length) > most):
+            return status_response(413, _too_large(most))
         return None
 
 

@@ -51,6 +51,24 @@ def require(kind: Kind) -> Any:
     return Depends(Guard(kind) if kind == "public" else KeyGuard(kind))
 
 
+class Upload:
+    """The dependency of a route whose body is a file, which it reads as it comes; see `takes_uploads`."""
+
+    async def __call__(self) -> None:
+        """Nothing: it is the doorway that looks for it."""
+
+
+def takes_uploads() -> Any:
+    """Declare that a route's body may be as large as an artifact."""
+    return Depends(Upload())
+
+
+def is_upload(route: Any) -> bool:
+    """Whether a route declares that."""
+    found = (getattr(entry, "dependency", None) for entry in getattr(route, "dependencies", None) or ())
+    return any(isinstance(one, Upload) for one in found)
+
+
 def let_in(gate: Any, scope: Any, kind: Kind) -> Principal:
     """Identify the caller of a request that is not public, once, and keep them in its state.
 

@@ -14,6 +14,7 @@ class ServiceSettings:
 
     Attributes:
         max_body_bytes: of a request's body.
+        max_upload_bytes: of an artifact that is pushed to the service; a policy may allow fewer.
         max_header_bytes: of a request's line and headers together.
         max_prompts: prompts in one request to `/v1/completions`.
         max_choices: answers (`n`, times prompts) of one request.
@@ -33,6 +34,7 @@ class ServiceSettings:
     """
 
     max_body_bytes: int = 8 << 20
+    max_upload_bytes: int = 16 << 30
     max_header_bytes: int = 32 << 10
     max_prompts: int = 128
     max_choices: int = 128

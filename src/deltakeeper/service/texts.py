@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from deltakeeper.errors import DataError
@@ -12,6 +13,7 @@ from deltakeeper.prompting import tokenizers
 from deltakeeper.service.errors import BadRequest, Unavailable
 from deltakeeper.service.sampling_defaults import FILE_NAME, SamplingDefaults, read_defaults
 from deltakeeper.service.serving_port import ServedBase
+from deltakeeper.service.templates import TemplateError, Templates
 
 _MOST_KEPT = 256
 _T = TypeVar("_T")
@@ -24,19 +26,34 @@ class Words:
         tokenizer: of transformers.
         vocabulary: number of tokens that may stand in a prompt; None where the engine knows better.
         defaults: how tokens are drawn where a request does not say.
+        templates: what renders its chats.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int | None = None, defaults: SamplingDefaults | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        vocabulary: int | None = None,
+        defaults: SamplingDefaults | None = None,
+        templates: Templates | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.defaults = defaults or SamplingDefaults()
+        self.templates = templates or Templates(tokenizer)
         # A first use may change a tokenizer of Rust, which refuses to be read meanwhile; later ones do not.
         tokenizer("")
         self._turn = asyncio.Lock()
         self._shown: dict[int, str] = {}
 
-    async def run(self, seconds: float, call: Callable[..., _T], *arguments: Any) -> _T:
-        """Run what is slow on a thread: long texts, and templates, which are programs that a tenant brings along.
+    async def chat(self, seconds: float, turns: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a chat; see `encode_chat` and `run`."""
+        apart = None if self.templates.trusts(self.tokenizer) else self.templates.threads
+        return await self.run(seconds, self.encode_chat, turns, threads=apart)
+
+    async def run(
+        self, seconds: float, call: Callable[..., _T], *arguments: Any, threads: Executor | None = None
+    ) -> _T:
+        """Run what is slow, such as a long text, on a thread: one of the loop's unless others are given.
 
         One call of a model at a time, so that none takes all threads from the others; a thread cannot be stopped, so
         the next call waits for its end even if nobody else does.
@@ -47,7 +64,7 @@ class Words:
         try:
             async with asyncio.timeout(seconds):
                 await self._turn.acquire()
-                running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+                running = asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
                 running.add_done_callback(self._end_turn)
                 return await asyncio.shield(running)
         except TimeoutError as error:
@@ -73,11 +90,11 @@ class Words:
                 "This model has no chat template; ask it with /v1/completions.", param="model", code="no_chat_template"
             )
         try:
-            text = self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a program, and may fail in any way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            text = self.templates.render(self.tokenizer, turns)
+        except TemplateError as error:
+            reason = str(error)[:300].rstrip(".")
             raise BadRequest(
-                f"The model's chat template does not take these messages: {reason[:300]}.", param="messages"
+                f"The model's chat template does not take these messages: {reason}.", param="messages"
             ) from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -110,7 +127,9 @@ class Texts:
 
     def __init__(self, base: ServedBase, *, with_defaults: bool = True) -> None:
         self._with_defaults = with_defaults
-        self.base = Words(base.tokenizer, defaults=read_defaults(base.path) if with_defaults else None)
+        self.templates = Templates(base.tokenizer)
+        defaults = read_defaults(base.path) if with_defaults else None
+        self.base = Words(base.tokenizer, defaults=defaults, templates=self.templates)
         self._kept: dict[str, asyncio.Task[Words]] = {}
 
     async def of(self, version: str, delta: Any) -> Words:
@@ -138,4 +157,5 @@ class Texts:
     def _read(self, delta: TenantDelta) -> Words:
         own = tokenizers(self.base.tokenizer, {"": delta})[""]
         has_own = self._with_defaults and FILE_NAME in delta.side_files
-        return Words(own, delta.vocabulary, read_defaults(delta.side_folder) if has_own else self.base.defaults)
+        defaults = read_defaults(delta.side_folder) if has_own else self.base.defaults
+        return Words(own, delta.vocabulary, defaults, self.templates)

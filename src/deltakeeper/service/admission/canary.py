@@ -21,6 +21,7 @@ from deltakeeper.evals.prompts import load_prompts
 from deltakeeper.lab.corpus import interleave
 from deltakeeper.prompting import Prompt, encode
 from deltakeeper.service.admission.policy import CanaryRules, PolicyFile
+from deltakeeper.service.templates import Templates
 
 _PAUSE = 0.02
 """Seconds between two tries to hand a prompt to a full engine."""
@@ -64,9 +65,14 @@ class Canary:
         assert file.policy.canary is not None
         self.rules: CanaryRules = file.policy.canary
         self._engine, self._tokenizer = engine, tokenizer
+        self._templates = Templates(tokenizer)  # a template is tried with the rest
         self._judge: Judge = load_judge("ours" if self.rules.judge == "ours" else file.path(self.rules.judge))
         self._prompts = _read_prompts(file, self.rules)
         self._of_base: Reading | None = None
+
+    def close(self) -> None:
+        """Give back what renders its prompts."""
+        self._templates.close()
 
     def measure(self, tenant: str | None, tokenizer: Any = None) -> Reading:
         """Ask a tenant all prompts, greedily, and judge the answers.
@@ -141,7 +147,7 @@ class Canary:
         system = self.rules.system
         turns = ({"role": "user", "content": text},)
         content = text if system is None else ({"role": "system", "content": system}, *turns)
-        prompt = encode(tokenizer, Prompt(content), None)
+        prompt = encode(tokenizer, Prompt(content), None, self._templates.render)
         # a salt of its own: nobody learns from the time of a first token what was asked here
         return Request(tuple(prompt), tenant, self.rules.new_tokens, cache_salt="canary")
 

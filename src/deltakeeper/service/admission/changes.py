@@ -65,9 +65,9 @@ def apply_change(services: Services, change: Change) -> bool:
         Refused: its files, policy or its canary keep it out.
         Unavailable: there is no room now, or it took too long.
     """
-    name = _checked_name(services, change.name)
+    name = checked_name(services, change.name)
     artifact = find_artifact(services.deltas, change.path)
-    with _alone(services, name, artifact.name):
+    with alone(services, name, artifact.name):
         known = name in services.store.names()
         place = services.deltas / name
         if place.exists() and place.resolve() != artifact and not change.replace:
@@ -98,8 +98,8 @@ def forget(services: Services, name: str) -> None:
         NotFound: there is no such tenant.
         Conflict: other names stand for its artifact, or it is being changed.
     """
-    _checked_name(services, name)
-    with _alone(services, name):
+    checked_name(services, name)
+    with alone(services, name):
         known = name in services.store.names()
         if not known and not (services.deltas / name).exists():
             raise NotFound(f"There is no delta {name!r}.", code="delta_not_found")
@@ -112,7 +112,7 @@ def forget(services: Services, name: str) -> None:
 
 
 @contextmanager
-def _alone(services: Services, *names: str) -> Iterator[None]:
+def alone(services: Services, *names: str) -> Iterator[None]:
     """Nobody else changes these names meanwhile: who comes second is told so, and holds no thread for minutes."""
     wanted = {(services.deltas, name) for name in names}
     with _lock:
@@ -132,7 +132,8 @@ def _register(services: Services) -> Register | None:
     return found
 
 
-def _checked_name(services: Services, name: str) -> str:
+def checked_name(services: Services, name: str) -> str:
+    """A name that a tenant may have; raises `BadRequest` for another and `Conflict` for the base's."""
     try:
         check_name(name)
     except TenantError as error:

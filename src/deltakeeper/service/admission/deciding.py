@@ -95,6 +95,11 @@ class PolicyAdmission:
 
     # What routes ask
 
+    @property
+    def max_bytes(self) -> int | None:
+        """See `Admission.max_bytes`."""
+        return self.file.policy.max_bytes
+
     def decide(self, name: str, folder: Path) -> Decision:
         """See `Admission.decide`; the same files are not read again for some seconds, however often somebody asks."""
         seen = (folder, _signature(folder))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deltakeeper.artifact import open_artifact
 from deltakeeper.errors import ArtifactError, TenantError
 from deltakeeper.service.admission.changes import Change, apply_change, forget
-from deltakeeper.service.admission.inspection import stored_planes
+from deltakeeper.service.admission.inspection import describe
 from deltakeeper.service.errors import BadRequest, NotFound
 from deltakeeper.service.guard import require
 from deltakeeper.service.running import Services
@@ -137,15 +137,5 @@ def _card(services: Services, name: str) -> dict[str, Any]:
         artifact = open_artifact(source.path)
     except (ArtifactError, OSError, TenantError):  # its folder went away; what is in memory is served on
         return _state(services, name, stats) | {"artifact": None}
-    manifest = artifact.manifest
-    return _state(services, name, stats) | {
-        "artifact": {
-            "folder": source.path.resolve().name,
-            "codec": manifest.codec,
-            "bytes": artifact.nbytes,
-            "stored_planes": stored_planes(artifact),
-            "asked_planes": source.planes,
-            "base_root": manifest.base.root,
-            "manifest_sha256": artifact.manifest_sha256,
-        }
-    }
+    served = {"folder": source.path.resolve().name, "asked_planes": source.planes}
+    return _state(services, name, stats) | {"artifact": served | describe(artifact)}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.attestation import Statement, verify_statement
@@ -73,6 +74,17 @@ def stored_planes(artifact: DeltaArtifact) -> int:
     """Most sign planes of a tensor; 0 where there are none."""
     terms = (term for record in artifact.manifest.tensors.values() for term in record.terms)
     return max((int(term.settings["planes"]) for term in terms if term.layout == Signs.name), default=0)
+
+
+def describe(artifact: DeltaArtifact) -> dict[str, Any]:
+    """What an artifact's headers say, for whoever manages it."""
+    return {
+        "codec": artifact.manifest.codec,
+        "bytes": artifact.nbytes,
+        "stored_planes": stored_planes(artifact),
+        "base_root": artifact.manifest.base.root,
+        "manifest_sha256": artifact.manifest_sha256,
+    }
 
 
 def undimmed(artifact: DeltaArtifact) -> str | None:

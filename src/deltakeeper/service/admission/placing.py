@@ -58,7 +58,7 @@ def link(deltas: Path, name: str, artifact: Path) -> Callable[[], None]:
         before = place.readlink() if place.is_symlink() else None
         _turn(place, Path(artifact.name))
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(error) from error
 
     def undo() -> None:
         if before is not None:
@@ -93,7 +93,7 @@ def remove(deltas: Path, name: str) -> Path | None:
         place.rename(target)
         return target
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(error) from error
 
 
 def _turn(place: Path, target: Path) -> None:
@@ -106,5 +106,6 @@ def _turn(place: Path, target: Path) -> None:
         raise
 
 
-def _unwritable(error: OSError) -> Conflict:
+def unwritable(error: OSError) -> Conflict:
+    """What whoever wants a change is told where the folder of the deltas does not take it."""
     return Conflict(f"The folder of the deltas cannot be changed ({error.strerror}); let the service write to it.")

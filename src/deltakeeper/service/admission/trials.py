@@ -61,6 +61,8 @@ class Trials:
     def close(self) -> None:
         """Begin nothing more, and wait for those that run; the engine should be closed by then, which ends them."""
         self._threads.shutdown(cancel_futures=True)
+        if self.canary is not None:
+            self.canary.close()
 
     def _run(self, shared: SharedLease, load: Load, needed: bool) -> None:
         lease = shared.lease

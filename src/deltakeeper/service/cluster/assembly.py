@@ -109,7 +109,7 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, start: Start) -> 
             loaders=plan.loaders,
             engine=plan.engine,
             policy=None if plan.policy is None else plan.policy.resolve(),
-            policy_sha256=None if gathered is None else gathered.policy_sha256,
+            policy_sha256=None if gathered is None else gathered.policy.sha256,
             decisions=plan.decisions.resolve().with_name(f"{plan.decisions.stem}.replicas"),
         )
         name = f"deltakeeper-{base.root[:12]}"
@@ -152,6 +152,7 @@ def _assembled(base: DistantBase, plan: Plan, scaling: Scaling, parts: _Parts) -
         settings=plan.settings,
     )
     app = build_app(services, [*service_routers(plan), replicas_router(watch)])
+    parts.stack.callback(app.state.texts.templates.close)
     return Assembled(services, app, gate.is_open, parts.where)
 
 
@@ -161,4 +162,4 @@ def _opened_decisions(base: DistantBase, plan: Plan, stack: ExitStack) -> Gather
         return None
     log = DecisionLog(plan.decisions)
     stack.callback(log.close)
-    return Gathered(log, policy.sha256)
+    return Gathered(log, policy)

@@ -9,6 +9,7 @@ from typing import Any
 
 from deltakeeper.errors import DeltakeeperError
 from deltakeeper.service.admission import DecisionLog
+from deltakeeper.service.admission.policy import PolicyFile
 from deltakeeper.service.admission_port import Decision
 from deltakeeper.service.cluster.failures import error_of
 from deltakeeper.service.cluster.messages import Failure, Told
@@ -24,12 +25,12 @@ class Gathered:
 
     Args:
         log: where they go.
-        policy_sha256: hash of the policy, which is that of all replicas.
+        policy: the policy, which is that of all replicas.
     """
 
-    def __init__(self, log: DecisionLog, policy_sha256: str) -> None:
+    def __init__(self, log: DecisionLog, policy: PolicyFile) -> None:
         self.log = log
-        self.policy_sha256 = policy_sha256
+        self.policy = policy
         self._lock = threading.Lock()
         self._seen: dict[str, int] = {}
 
@@ -39,7 +40,7 @@ class Gathered:
             seen = self._seen.get(told.replica, 0)
             for number, decision in told.decisions:
                 if number > seen:
-                    self.log.write(decision, self.policy_sha256)
+                    self.log.write(decision, self.policy.sha256)
                     seen = self._seen[told.replica] = number
 
 
@@ -54,6 +55,11 @@ class ClusterAdmission:
 
     def __init__(self, gathered: Gathered, watch: Watch, tenants: TenantPlaces) -> None:
         self._gathered, self._watch, self._tenants = gathered, watch, tenants
+
+    @property
+    def max_bytes(self) -> int | None:
+        """See `Admission.max_bytes`."""
+        return self._gathered.policy.policy.max_bytes
 
     def decide(self, name: str, folder: Path) -> Decision:
         """See `Admission.decide`; a replica looks at the files."""

@@ -27,7 +27,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     call = await open_call(request, body, 1)
     services, model = call.services, call.model
     turns = [message.turn() for message in body.messages]
-    prompt = await model.words.run(services.settings.encode_seconds, model.words.encode_chat, turns)
+    prompt = await model.words.chat(services.settings.encode_seconds, turns)
     check_prompt(prompt, model, services.engine.context, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     answering = ask(call, body, [prompt], longest=body.longest, logprobs=logprobs)

@@ -1,0 +1,203 @@
+"""Chat templates: programs that a tenant brings along, so those of tenants run where they harm nobody.
+
+The sandbox of transformers keeps a template from the files and the objects of the process, but not from its processor
+and its memory: `{{ 'a' * 10**9 }}` and nested loops pass it. A template that is not the base's is therefore rendered in
+a small process, which the system ends when it has used up its seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from deltakeeper.errors import DataError
+
+Turns = Sequence[dict[str, str]]
+
+_log = logging.getLogger("deltakeeper.service")
+_WORKER = Path(__file__).with_name("template_worker.py")
+_WORKERS = 2
+_CPU_SECONDS = 1
+"""Of one text, rounded up to what the system counts in; usual templates take a millisecond."""
+_WALL_SECONDS = 60.0
+"""Of one text or a worker's start, on a machine that has no time for it."""
+_MEMORY = 256 << 20
+_MOST_ADDED = 1 << 20
+"""Characters of a text beyond twice its messages."""
+_PAUSE_SECONDS = 60.0
+"""How long a template that took too long is refused without being tried."""
+_MOST_PAUSED = 1024
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONUSERBASE")
+"""What a worker is told of ours: enough to find its libraries, and no secrets."""
+
+
+class TemplateError(DataError):
+    """A chat template does not take these messages, or not within its limits."""
+
+
+class Templates:
+    """Renders chats; safe on any thread.
+
+    Args:
+        base: the base's tokenizer, whose template is the operator's and is rendered here.
+
+    Attributes:
+        threads: where to call `render` for templates of strangers, so that those who wait take no other threads.
+    """
+
+    def __init__(self, base: Any) -> None:
+        self.threads = ThreadPoolExecutor(_WORKERS, "deltakeeper-template")
+        self._trusted = _template_of(base)
+        self._idle: Queue[_Worker | None] = Queue()
+        for _ in range(_WORKERS):
+            self._idle.put(None)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._paused: dict[str, float] = {}
+        self._end = weakref.finalize(self, _end_all, self._running)
+
+    def trusts(self, tokenizer: Any) -> bool:
+        """Whether a tokenizer's template is the base's."""
+        return _template_of(tokenizer) == self._trusted
+
+    def render(self, tokenizer: Any, turns: Turns) -> str:
+        """The text of a chat, ready for an answer; it waits for that.
+
+        Raises:
+            TemplateError: the template fails, or takes more than its share of time, memory or text.
+        """
+        if self.trusts(tokenizer):
+            try:
+                return str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False))
+            except Exception as error:  # a template is a program, and may fail in any way
+                raise TemplateError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        template = _template_of(tokenizer)
+        if template is None:
+            raise TemplateError("there is no default among its templates")
+        key = hashlib.sha256(template.encode("utf-8", "replace")).hexdigest()
+        if self._paused.get(key, 0.0) > time.monotonic():
+            raise TemplateError("it took too long a moment ago")
+        chat = {"conversations": [list(turns)], "chat_template": template, "add_generation_prompt": True}
+        asked = {"with": tokenizer.special_tokens_map | chat, "most": _MOST_ADDED + 2 * _length(turns)}
+        try:
+            return self._ask(json.dumps(asked, default=str).encode())
+        except TimeoutError as error:
+            while len(self._paused) >= _MOST_PAUSED:
+                self._paused.pop(next(iter(self._paused)), None)
+            self._paused[key] = time.monotonic() + _PAUSE_SECONDS
+            raise TemplateError("it takes too long") from error
+
+    def close(self) -> None:
+        """End all processes; what is being rendered ends with an error."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self._end()
+
+    def _ask(self, request: bytes) -> str:
+        worker = self._idle.get()
+        try:
+            if worker is None:
+                worker = _Worker(self._running)
+            answer = worker.ask(request)
+        finally:
+            self._idle.put(worker if worker is not None and worker.alive else None)
+        if "error" in answer:
+            raise TemplateError(answer["error"])
+        return answer["text"]
+
+
+class _Worker:
+    """One process; it is started with the first request and ends with the first that goes past its limits."""
+
+    def __init__(self, running: set[subprocess.Popen[bytes]]) -> None:
+        self._running = running
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER), str(_CPU_SECONDS), str(_MEMORY)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"HF_HUB_OFFLINE": "1"},
+        )
+        running.add(self._process)
+        self._started = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes another request."""
+        return self._process in self._running
+
+    def ask(self, request: bytes) -> dict[str, str]:
+        """Its answer; raises TimeoutError where it was ended for the time that it took."""
+        try:
+            if not self._started:
+                self._start()
+            assert self._process.stdin is not None
+            self._process.stdin.write(request + b"\n")
+            self._process.stdin.flush()
+            answer = self._read()
+        except BaseException as error:
+            self._stop()
+            if isinstance(error, OSError):  # with it, the pipe to a process that ended
+                raise TimeoutError from error
+            raise
+        if "memory" in answer.get("error", ""):
+            self._stop()
+        return answer
+
+    def _start(self) -> None:
+        try:
+            self._read()
+        except TimeoutError as error:
+            _log.error("no chat template of a tenant can be rendered: %s does not run %s", sys.executable, _WORKER)
+            raise TemplateError("it cannot be rendered now") from error
+        self._started = True
+
+    def _read(self) -> dict[str, str]:
+        assert self._process.stdout is not None
+        end, found = time.monotonic() + _WALL_SECONDS, bytearray()
+        while not found.endswith(b"\n"):
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))
+            piece = os.read(self._process.stdout.fileno(), 1 << 20) if ready else b""
+            if not piece:
+                raise TimeoutError
+            found += piece
+        answer: dict[str, str] = json.loads(found)
+        return answer
+
+    def _stop(self) -> None:
+        _end_all({self._process})
+        self._running.discard(self._process)
+
+
+def _end_all(processes: set[subprocess.Popen[bytes]]) -> None:
+    for process in list(processes):
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # what was not handed over any more
+                if pipe is not None:
+                    pipe.close()
+    processes.clear()
+
+
+def _template_of(tokenizer: Any) -> str | None:
+    try:
+        found = tokenizer.get_chat_template()
+    except (ValueError, AttributeError):  # there is none, or several and no default
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _length(turns: Turns) -> int:
+    return sum(len(text) for turn in turns for text in turn.values())
