@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deltakeeper.engine import Engine, QueueFullError, Request
 from deltakeeper.engine.blocks import BLOCK
+from deltakeeper.engine.line_room import LineRoom
 from deltakeeper.engine.request import Sampling
 from deltakeeper.engine.sequence import Sequence
 from deltakeeper.engine.stream import Stream
@@ -42,6 +43,7 @@ def test_answers_do_not_depend_on_batch_mates(data):
     prompts = [prompts_of(length, seed=data.draw(st.integers(0, 2)))[0] for length in lengths]
     new = [data.draw(st.integers(1, 12)) for _ in prompts]
     arrivals = [data.draw(st.integers(0, 8)) for _ in prompts]
+    owners = [data.draw(st.sampled_from("abc")) for _ in prompts]
     blocks = data.draw(st.sampled_from([4, 6, 12, 64]))
     limits = {
         "max_step_tokens": data.draw(st.sampled_from([1, 5, 16, 64, 256])),
@@ -56,7 +58,7 @@ def test_answers_do_not_depend_on_batch_mates(data):
         while len(streams) < count or any(s.finish_reason is None for s in streams.values()):
             for i in range(count):
                 if arrivals[i] == tick:
-                    streams[i] = engine.submit(Request(prompts[i], max_new_tokens=new[i]))
+                    streams[i] = engine.submit(Request(prompts[i], max_new_tokens=new[i], owner=owners[i]))
             engine.step()
             tick += 1
             assert tick < 3000
@@ -139,11 +141,11 @@ def test_a_tenant_needs_a_store():
 
 
 def test_the_line_is_bounded_in_requests_and_tokens():
-    with Engine(llama(), None, settings=settings_of(max_waiting=2)) as engine:
-        engine.submit(Request((5,)))
-        engine.submit(Request((5,)))
+    with Engine(llama(), None, settings=settings_of(max_waiting=3)) as engine:
+        for owner in "aab":
+            engine.submit(Request((5,), owner=owner))
         with pytest.raises(QueueFullError):
-            engine.submit(Request((5,)))
+            engine.submit(Request((5,), owner="c"))
         engine.step()
         engine.submit(Request((5,)))
     with Engine(llama(), None, settings=settings_of(max_waiting_tokens=20)) as engine:
@@ -217,19 +219,26 @@ def test_ten_thousand_requests_leave_nothing_behind():
 
 
 def line_of(*tenants):
-    line = WaitingLine()
+    line = WaitingLine(LineRoom(1000))
     for i, tenant in enumerate(tenants):
-        request = Request((5,) * 10, tenant=tenant, id=f"{tenant}{i}")
-        line.push(Sequence(request, Stream(request.id, 10), 20))
+        push(line, Request((5,) * 10, tenant=tenant, id=f"{tenant}{i}"))
     return line
+
+
+def push(line, request):
+    line.room.enter(request.owner, len(request.prompt))
+    sequence = Sequence(request, Stream(request.id, len(request.prompt)), 20)
+    line.push(sequence)
+    return sequence
 
 
 def turns(line, count, cost=1.0):
     order = []
     for _ in range(count):
         sequence = line.next(())
-        line.remove(sequence)
-        line.charge(sequence.request.tenant, cost)
+        line.start(sequence)
+        line.charge(sequence, cost)
+        line.stop(sequence)
         order.append(sequence.request.tenant)
     return order
 
@@ -239,7 +248,7 @@ def test_a_tenant_with_many_requests_does_not_keep_others_waiting():
     order = turns(line, 6)
     assert order.count("modest") == 2
     assert order.index("modest") < 2
-    assert len(line) == 16 and line.tokens == 160
+    assert len(line) == line.room.requests == 16
 
 
 def test_idling_saves_nothing_up():
@@ -247,7 +256,7 @@ def test_idling_saves_nothing_up():
     turns(line, 3, cost=100.0)
     request = Request((5,), tenant="b")
     for _ in range(3):
-        line.push(Sequence(request, Stream("b", 1), 2))
+        push(line, request)
     assert turns(line, 4).count("b") == 3  # b starts where a is, not a hundred tokens below
     line = line_of("a", "b")
     turns(line, 1, cost=50.0)
@@ -258,8 +267,8 @@ def test_idling_saves_nothing_up():
 def test_first_come_first_served_within_a_tenant():
     line = line_of("a", "a", "a")
     first = line.next(())
-    line.remove(first)
-    line.push(first, first=True)
+    line.start(first)
+    line.put_back(first)
     ids = []
     while (sequence := line.next(())) is not None:
         ids.append(sequence.request.id)

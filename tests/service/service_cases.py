@@ -35,6 +35,7 @@ class Spent:
 
     model: str
     prompt_tokens: int
+    answers: int = 1
     tokens: int = 0
     closed: bool = False
 
@@ -55,6 +56,7 @@ class FakeGate:
     keys: dict[str, Principal] = field(default_factory=dict)
     admitted: list[Spent] = field(default_factory=list)
     most: int | None = None
+    counted: list[Principal] = field(default_factory=list)
 
     knows = True
 
@@ -70,10 +72,16 @@ class FakeGate:
             raise Unauthorized("There is no such key; give one.")
         return found
 
-    def admit(self, principal, model, prompt_tokens):
-        if self.most is not None and sum(not one.closed for one in self.admitted) >= self.most:
+    def count(self, principal):
+        self.counted.append(principal)
+
+    def check(self, principal, model, answers):
+        if self.most is not None and sum(one.answers for one in self.admitted if not one.closed) + answers > self.most:
             raise TooManyRequests("Too many at once; wait.", retry_after=2.5)
-        self.admitted.append(Spent(model, prompt_tokens))
+
+    def admit(self, principal, model, prompt_tokens, answers=1):
+        self.check(principal, model, answers)
+        self.admitted.append(Spent(model, prompt_tokens, answers))
         return self.admitted[-1]
 
 

@@ -115,15 +115,15 @@ def test_a_client_that_goes_ends_its_answers_and_gives_its_places_back(service_f
                     client.post("/v1/completions", json=LONG | {"n": 2}, timeout=0.3)
         go.set()
         wait_until(lambda: engine.stats().finished.get("cancelled") == 2)
-        wait_until(lambda: len(gate.admitted) == 2 and all(one.closed for one in gate.admitted))
+        wait_until(lambda: [(one.answers, one.closed) for one in gate.admitted] == [(2, True)])
         assert engine.stats().kv_blocks_used == 0
 
 
-def test_quotas_are_charged_by_answer_and_token_and_refused_with_a_time(service_folder):
+def test_quotas_are_charged_at_once_and_by_token_and_refused_with_a_time(service_folder):
     gate = FakeGate({"k": Principal("k", "tenant")}, most=3)
     with own(service_folder, gate=gate) as live, live.client("k") as client:
         assert client.post("/v1/completions", json=LONG | {"n": 2, "max_tokens": 3}).status_code == 200
-        assert [(one.prompt_tokens, one.tokens, one.closed) for one in gate.admitted] == [(4, 3, True), (0, 3, True)]
+        assert [(one.prompt_tokens, one.answers, one.tokens, one.closed) for one in gate.admitted] == [(4, 2, 6, True)]
         refused = client.post("/v1/completions", json=LONG | {"n": 4})
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "3")
         assert refused.json()["error"]["type"] == "RateLimitError"

@@ -150,19 +150,24 @@ def test_an_allowance_that_changes_keeps_what_is_owed():
     assert bucket.wait("a", 1, 30.0) == pytest.approx(2.0)
 
 
-@given(st.integers(1, 6), st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 2)), max_size=80))
+@given(
+    st.integers(1, 6),
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.booleans(), st.floats(0, 2)), max_size=80),
+)
 def test_slots_are_never_more_than_the_limit_and_never_lost(limit, steps):
     slots, running, now = Slots(limit), [], 0.0
-    for holder, ends, pause in steps:
+    for holder, wanted, ends, pause in steps:
         now += pause
+        count = min(wanted, limit)
         if ends and running:
-            slots.give(running.pop(0), now)
-        elif not slots.wait(holder, now):
-            slots.take(holder)
-            running.append(holder)
-        assert sum(slots.running.values()) == len(running) <= limit
-    for holder in running:
-        slots.give(holder, now)
+            holder, count = running.pop(0)
+            slots.give(holder, now, count)
+        elif not slots.wait(holder, now, count):
+            slots.take(holder, count)
+            running.append((holder, count))
+        assert sum(slots.running.values()) == sum(count for _, count in running) <= limit
+    for holder, count in running:
+        slots.give(holder, now, count)
     assert slots.running == {}
     assert slots.wait("d", now + CLAIM_SECONDS + 0.1) == 0.0  # nobody's place in the line outlives its time
 
@@ -219,6 +224,20 @@ def test_a_share_is_kept_between_two_requests():
     assert slots.wait("flood", 1.0) == RETRY_SECONDS
     assert slots.wait("quiet", 1.0 + GAP_SECONDS) == 0.0
     assert slots.wait("flood", 1.0 + GAP_SECONDS + 0.1) == 0.0  # it has not come back
+
+
+def test_several_slots_are_given_all_or_none_and_those_that_are_free_are_kept_for_them():
+    slots = Slots(4)
+    slots.take("small", 2)
+    assert slots.wait("large", 0.0, 4) == slots.wait("small", 0.0) == RETRY_SECONDS
+    slots.give("small", 0.5)
+    assert slots.wait("other", 0.5) == slots.wait("large", 0.5, 4) == RETRY_SECONDS
+    slots.give("small", 1.0)
+    assert slots.wait("large", 1.0, 4) == 0.0  # more than its share, but it has nothing else
+    slots.take("large", 4)
+    slots.give("large", 2.0, 4)
+    assert slots.wait("large", 2.0, 4) == RETRY_SECONDS  # now it is another's turn
+    assert slots.wait("other", 2.0) == 0.0
 
 
 def test_a_place_in_the_line_ends():

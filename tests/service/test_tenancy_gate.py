@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from sqlalchemy import text
 from tenancy_cases import Clock, open_place, state_place  # noqa: F401
 
 from deltakeeper.service.access import Principal
-from deltakeeper.service.errors import TooManyRequests, Unauthorized, Unavailable
+from deltakeeper.service.errors import BadRequest, TooManyRequests, Unauthorized, Unavailable
 from deltakeeper.service.tenancy import metering
 from deltakeeper.service.tenancy.database import StateError, open_state
 from deltakeeper.service.tenancy.gate import LOOK_SECONDS, STALE_SECONDS, StateGate
@@ -189,9 +190,11 @@ def test_the_thread_lives_through_a_failure_and_ends(state):
 def test_each_limit_of_a_key_refuses_with_the_time_to_wait():
     clock = Clock()
     meter = meter_of(clock, key_each=Limits(requests_per_minute=2, tokens_per_minute=100, concurrent=1))
+    meter.count("key-1")
     first = meter.admit("key-1", "a", 10)
-    with pytest.raises(TooManyRequests, match=r"1 requests at a time; ask again in 1 s\.") as told:
-        meter.admit("key-1", "a", 10)
+    for refused in (meter.admit, partial(meter.check, answers=1)):
+        with pytest.raises(TooManyRequests, match=r"1 answers at a time; ask again in 1 s\.") as told:
+            refused("key-1", "a", 10)
     assert told.value.retry_after == 1.0
     with first:
         first.spend(60)
@@ -200,14 +203,42 @@ def test_each_limit_of_a_key_refuses_with_the_time_to_wait():
     assert told.value.retry_after == pytest.approx(6.0)
     with meter.admit("key-1", "a", 30):
         pass
+    meter.count("key-1")
     with pytest.raises(TooManyRequests, match=r"2 requests a minute; ask again in 30 s\."):
-        meter.admit("key-1", "a", 1)
-    with meter.admit("key-2", "a", 10):  # each key has its own
+        meter.count("key-1")
+    meter.count("key-2")  # each key has its own
+    with meter.admit("key-2", "a", 10):
         pass
-    clock.at += 60
-    with pytest.raises(TooManyRequests, match="the prompt alone has more; shorten the prompt") as told:
-        meter.admit("key-1", "a", 101)
-    assert told.value.retry_after is None and told.value.status == 429
+
+
+def test_what_a_quota_could_never_let_in_is_a_mistake_and_not_told_to_come_back():
+    meter = meter_of(Clock(), key_each=Limits(tokens_per_minute=100, concurrent=2), model_a=Limits(concurrent=1))
+    for key, tokens, answers, words in (
+        ("key-1", 101, 1, "100 tokens a minute, and the prompt alone has more"),
+        ("key-1", 1, 3, "2 answers at a time, and this request wants 3"),
+        (None, 1, 2, "Model 'a' may be asked for 1 answers at a time"),
+    ):
+        with pytest.raises(BadRequest, match=words) as told:
+            meter.admit(key, "a", tokens, answers)
+        assert told.value.retry_after is None
+
+
+def test_a_request_is_let_in_with_all_its_answers_or_charged_to_nobody():
+    clock = Clock()
+    meter = meter_of(clock, key_each=Limits(tokens_per_minute=100, concurrent=4), model_a=Limits(20, 90, 3))
+    with meter.admit("key-1", "a", 40, 2):
+        for _ in range(30):
+            with pytest.raises(TooManyRequests, match="Model 'a'"):
+                meter.admit("key-1", "a", 10, 2)
+            with pytest.raises(TooManyRequests, match="This key"):
+                meter.check("key-1", "a", 61, 1)
+        with meter.admit("key-1", "a", 10, 1):
+            pass
+    assert [meter._accounts[name].slots.running for name in (("key", "key-1"), ("model", "a"))] == [{}, {}]
+    left = [sum(bucket._levels.values()) for bucket in (meter._accounts["model", "a"].requests,)]
+    assert left == pytest.approx([18])  # one a request, however many answers it wants
+    with meter.admit("key-1", "a", 40, 3):  # 90 tokens together, which is all
+        pass
 
 
 def test_an_answer_that_runs_over_is_owed():
@@ -229,6 +260,7 @@ def test_a_refused_request_is_charged_to_nobody():
     meter = meter_of(clock, key_each=Limits(requests_per_minute=1), model_a=Limits(requests_per_minute=100))
     for _ in range(1000):
         try:
+            meter.count("key-1")
             with meter.admit("key-1", "a", 1):
                 pass
         except TooManyRequests:
@@ -243,12 +275,14 @@ def test_a_refused_request_is_charged_to_nobody():
 def test_quotas_that_change_hold_at_once_and_forget_nothing():
     clock = Clock()
     meter = meter_of(clock, key_each=Limits(requests_per_minute=1, concurrent=2))
+    meter.count("key-1")
     with meter.admit("key-1", "a", 1):
         meter.set_limits({("key", "key-1"): Limits(requests_per_minute=60, concurrent=1)})
         with pytest.raises(TooManyRequests, match="60 requests"):
-            meter.admit("key-1", "a", 1)
+            meter.count("key-1")
         clock.at += 2
-        with pytest.raises(TooManyRequests, match="1 requests at a time"):  # the first one still runs
+        meter.count("key-1")
+        with pytest.raises(TooManyRequests, match="1 answers at a time"):  # the first one still runs
             meter.admit("key-1", "a", 1)
         meter.set_limits({})
         for _ in range(100):
@@ -296,8 +330,9 @@ def test_what_is_let_in_fits_every_quota(asked):
     requests, tokens = Counter(), Counter()
     for key, model, count in asked:
         try:
+            meter.count(key)
+            requests[key] += 1
             with meter.admit(key, model, count):
-                requests[key] += 1
                 tokens.update({key: count, model: count})
         except TooManyRequests:
             continue
@@ -314,6 +349,7 @@ def test_threads_never_pass_a_quota_together(gate):
     def ask(principal):
         for _ in range(400):
             try:
+                gate.count(principal)
                 with gate.admit(principal, "a", 1) as usage:
                     with lock:
                         running.update({principal.key_id: 1, "all": 1})
@@ -372,6 +408,8 @@ def test_the_gate_costs_a_request_little(gate):
     for secret in secrets * 3:
         began = time.thread_time()
         principal = gate.identify(f"Bearer {secret}")
+        gate.count(principal)
+        gate.check(principal, "a", 1)
         with gate.admit(principal, "a", 100) as usage:
             for _ in range(20):
                 usage.spend(1)

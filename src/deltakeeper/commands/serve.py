@@ -41,6 +41,10 @@ def serve(
     deltas_gib: Annotated[float, typer.Option(help="Memory of all deltas together, in GiB.")] = 4.0,
     kv_gib: Annotated[float, typer.Option(help="Memory of keys and values, in GiB.")] = 1.0,
     max_running: Annotated[int, typer.Option(help="Answers that are made side by side.")] = 64,
+    max_answers: Annotated[int, typer.Option(help="Answers that one request may ask for: n, times its prompts.")] = 128,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens after which an answer ends; where the context does by default.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of the engine: cores that are really free, less one for loading.")
     ] = None,
@@ -115,7 +119,12 @@ def serve(
         traces=otlp_traces_endpoint,
         public_metrics=public_metrics,
         engine=EngineSettings(kv_bytes=int(kv_gib * _GIB), max_running=max_running, threads=threads),
-        settings=ServiceSettings(drain_seconds=drain_seconds, generation_config=cast(Any, generation_config)),
+        settings=ServiceSettings(
+            max_choices=max_answers,
+            max_new_tokens=max_new_tokens,
+            drain_seconds=drain_seconds,
+            generation_config=cast(Any, generation_config),
+        ),
     )
     with _opened(base, plan, ray, scaling) as service:
 

@@ -89,7 +89,7 @@ class Engine:
             wake: called on the engine's thread whenever the stream has something new; it must be quick.
 
         Raises:
-            QueueFullError: too many requests or tokens wait.
+            QueueFullError: too many requests or tokens wait, or too many of this owner.
             TenantError: a tenant is named but the engine has none.
             EngineError: the request could never be served, or the engine is closed, draining or dead.
         """
@@ -99,13 +99,7 @@ class Engine:
         with self._lock:
             if not self.alive or self._draining:
                 raise EngineError(self._dead or "the engine takes no more requests; it is being closed.")
-            waiting, most = self._core.scheduler.waiting, self.settings.max_waiting_tokens
-            count = len(waiting) + len(self._incoming)
-            tokens = waiting.tokens + sum(len(s.tokens) for s in self._incoming) if most is not None else 0
-            if count >= self.settings.max_waiting or (
-                most is not None and count and tokens + len(request.prompt) > most
-            ):
-                raise QueueFullError(f"{count} requests wait already; ask again later.")
+            self._core.scheduler.waiting.room.enter(request.owner, len(request.prompt))
             self._unfinished.add(sequence)
             self._incoming.append(sequence)
         self._woken.set()
@@ -209,7 +203,7 @@ class Engine:
         scheduler, counters, pool = self._core.scheduler, self._core.counters, self._core.pool
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting) + len(self._incoming),
+            waiting=scheduler.waiting.room.requests,
             kv_blocks=pool.blocks,
             kv_blocks_used=pool.used,
             kv_blocks_cached=pool.cached,

@@ -91,6 +91,7 @@ class Request:
         prompt_logprobs: report the log-probability of each prompt token and of this many likeliest ones.
         prompt_logprobs_from: position of the first prompt token that is reported; what stands before the one in front
             of it may then come from the prefix cache.
+        owner: who asks. Owners share the machine equally, however much each asks, and so do the tenants of one owner.
         cache_salt: requests with different salts never share KV blocks, so none can tell from its timing what
             another one asked.
         id: name of the request in results and errors.
@@ -108,6 +109,7 @@ class Request:
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
     prompt_logprobs_from: int = 1
+    owner: str = ""
     cache_salt: str = ""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 

@@ -35,6 +35,8 @@ class Sequence:
         tokens: prompt and answer so far.
         limit: most tokens of prompt and answer.
         computed: how many of `tokens` have keys and values in the cache.
+        paid: how many its owner has been charged for: what is computed again is not its fault.
+        since: pass at which it began to wait.
         blocks: blocks that hold them, in order.
         named: how many of the blocks have been offered to the prefix cache.
         keys: keys of the full blocks, as far as they are known.
@@ -53,11 +55,13 @@ class Sequence:
         "keys",
         "limit",
         "named",
+        "paid",
         "penalties",
         "pin",
         "plain",
         "request",
         "row",
+        "since",
         "slot",
         "stop_ids",
         "stops",
@@ -73,6 +77,8 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.limit = limit
         self.computed = 0
+        self.paid = 0
+        self.since = 0
         self.blocks: list[int] = []
         self.named = 0
         self.keys: list[bytes] = []

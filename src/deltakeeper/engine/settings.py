@@ -13,10 +13,12 @@ class EngineSettings:
 
     Attributes:
         kv_bytes: memory of the KV cache, in bytes; what fits decides how many tokens of context can be held.
-        max_running: requests that are computed side by side.
+        max_running: requests that are computed side by side, as far as a pass has a token for each.
         max_step_tokens: tokens in one pass; long prompts are cut into chunks of what decoding leaves of it.
-        max_waiting: requests that may wait; further ones are refused.
-        max_waiting_tokens: prompt tokens that may wait, None for no bound; requests differ a thousandfold in cost.
+        max_waiting: requests that may wait; further ones are refused. One owner may have as many of them as it leaves
+            to others, which is half where it is alone.
+        max_waiting_tokens: prompt tokens that may wait, with the same part for an owner; None for no bound. Requests
+            differ a thousandfold in cost.
         max_context: tokens of prompt and answer of one request; None for what the model was made for.
         prefix_sharing: whether requests of one tenant version share the KV blocks of equal beginnings.
         threads: CPU threads of a pass, None to leave torch's number. More threads than *free* cores make every

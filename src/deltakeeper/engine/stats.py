@@ -24,7 +24,7 @@ class EngineStats:
         prompt_tokens: prompt tokens of admitted requests.
         computed_tokens: tokens that went through the model, recomputed ones included.
         answer_tokens: tokens of answers.
-        preemptions: how often a request lost its blocks to an older one.
+        preemptions: how often a request lost its blocks to another one, for memory or for a place.
         failed_steps: passes that raised.
         finished: answers by how they ended.
         steps: passes.

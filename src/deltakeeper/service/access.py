@@ -45,7 +45,7 @@ class Principal:
 
 
 class Usage(Protocol):
-    """One admitted request; it counts against concurrency until it is closed."""
+    """One admitted request; its answers count against concurrency until it is closed."""
 
     def spend(self, tokens: int) -> None:
         """Charge tokens of the answer as they are made."""
@@ -65,5 +65,18 @@ class Gate(Protocol):
     def identify(self, authorization: str | None) -> Principal:
         """The holder of a bearer key; raises `Unauthorized`."""
 
-    def admit(self, principal: Principal, model: str, prompt_tokens: int) -> AbstractContextManager[Usage]:
-        """Take a request in under the holder's and the model's quotas; raises `TooManyRequests`."""
+    def count(self, principal: Principal) -> None:
+        """Count a request against its key, before anything is made of it; raises `TooManyRequests`."""
+
+    def check(self, principal: Principal, model: str, answers: int) -> None:
+        """Refuse what `admit` would refuse, whatever the prompt; nothing is charged, and it raises the same."""
+
+    def admit(
+        self, principal: Principal, model: str, prompt_tokens: int, answers: int = 1
+    ) -> AbstractContextManager[Usage]:
+        """Take all answers of a request in under the holder's and the model's quotas, or none of them.
+
+        Raises:
+            TooManyRequests: a quota is used up.
+            BadRequest: a quota could never let it in.
+        """

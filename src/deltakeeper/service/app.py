@@ -45,7 +45,12 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
     for router in (health.router, models.router, chat.router, completions.router, _document, *more):
         app.include_router(router)
     app.add_middleware(
-        Doorway, routes=app.routes, gate=services.gate, settings=services.settings, traces=services.traces
+        Doorway,
+        routes=app.routes,
+        gate=services.gate,
+        settings=services.settings,
+        traces=services.traces,
+        metrics=services.metrics,
     )
     return app
 

@@ -1,7 +1,7 @@
 """The door of the service: limits, request ids, and a closed table of what may be called by whom.
 
-It stands before the framework, so that a caller is known before a byte of the body is read, and so that a route which
-is not in the table does not exist.
+It stands before the framework, so that a caller is known and counted before a byte of the body is read, and so that a
+route which is not in the table does not exist.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltakeeper.service.access import Gate
+from deltakeeper.service.access import Gate, Principal
 from deltakeeper.service.error_answers import error_response, status_response
-from deltakeeper.service.errors import ServiceError
+from deltakeeper.service.errors import ServiceError, TooManyRequests
 from deltakeeper.service.guard import Kind, guarded_routes, is_upload, let_in
-from deltakeeper.service.running import Tracer
+from deltakeeper.service.running import Observer, Tracer
 from deltakeeper.service.settings import ServiceSettings
 
 _log = logging.getLogger("deltakeeper.service")
@@ -41,6 +41,7 @@ class Doorway:
         gate: identifies callers.
         settings: limits of headers and bodies.
         traces: told of every request; None where nobody traces.
+        metrics: told of requests that quotas keep out; None where nobody measures.
 
     Raises:
         RouteError: a route does not say who may call it.
@@ -53,8 +54,10 @@ class Doorway:
         gate: Gate,
         settings: ServiceSettings,
         traces: Tracer | None = None,
+        metrics: Observer | None = None,
     ) -> None:
         self._app, self._gate, self._settings, self._traces = app, gate, settings, traces
+        self._metrics = metrics
         self._table: list[tuple[re.Pattern[str], frozenset[str], Kind, int]] = [
             (
                 route.path_regex,
@@ -116,13 +119,23 @@ class Doorway:
         scope["state"]["most_bytes"] = most
         if kind != "public":
             try:
-                let_in(self._gate, scope, kind)
+                principal = let_in(self._gate, scope, kind)
+                if kind == "ask" and scope["method"] == "POST":
+                    self._count(principal)
             except ServiceError as error:
                 return error_response(error)
         length = _header(scope, b"content-length")
         if length is not None and (not length.isdigit() or int(length) > most):
             return status_response(413, _too_large(most))
         return None
+
+    def _count(self, principal: Principal) -> None:
+        try:
+            self._gate.count(principal)
+        except TooManyRequests:
+            if self._metrics is not None:
+                self._metrics.rejected("quota")
+            raise
 
 
 class _Body:

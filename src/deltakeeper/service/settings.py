@@ -20,6 +20,7 @@ class ServiceSettings:
         max_choices: answers (`n`, times prompts) of one request.
         max_stop_strings: of one request; OpenAI allows 4.
         max_stop_characters: of one stop string.
+        max_new_tokens: where an answer ends, whatever a request says; None for where the context does.
         default_new_tokens: length of an answer to a chat that does not say; the context may end it before.
         load_seconds: how long a request waits for its cold tenant before it is told to come back.
         encode_seconds: how long a prompt may take to become tokens, its tenant's others before it included.
@@ -40,6 +41,7 @@ class ServiceSettings:
     max_choices: int = 128
     max_stop_strings: int = 16
     max_stop_characters: int = 1024
+    max_new_tokens: int | None = None
     default_new_tokens: int = 1024
     load_seconds: float = 60.0
     encode_seconds: float = 30.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from deltakeeper.engine import EngineStats, Request
-from deltakeeper.engine.request import QueueFullError
+from deltakeeper.engine.line_room import LineRoom
 from deltakeeper.engine.stream import Stream
 from deltakeeper.errors import EngineError
 from deltakeeper.service.cluster.catalog import Catalog
@@ -49,7 +49,8 @@ class ClusterEngine:
         self._watch, self._catalog, self._scaling = watch, catalog, scaling
         self._max_waiting, self._listen = max_waiting, listen
         self._lock = threading.Lock()
-        self._open: set[Stream] = set()
+        self._room = LineRoom(max_waiting)
+        self._open: dict[Stream, Request] = {}
         self._tasks: dict[Stream, asyncio.Task[None]] = {}  # the loop's alone
         self._draining = self._closing = False
 
@@ -67,20 +68,20 @@ class ClusterEngine:
         """Hand in a request; thread-safe, and quick.
 
         Raises:
-            QueueFullError: as many wait as may, beyond what the replicas take that run now.
+            QueueFullError: as many wait as may, beyond what the replicas take that run now, or as many of this owner.
             TenantError: there is no such tenant.
             EngineError: the service is being stopped.
         """
         place = None if request.tenant is None else self._catalog.place(request.tenant)
         asked = Asked(reproducible(request), place)
-        most = self._max_waiting + len(self._watch.live()) * self._scaling.max_ongoing
+        most = self._max_waiting + len(self._watch.live()) * self._scaling.max_ongoing  # here and at the replicas
         stream = Stream(request.id, len(request.prompt), wake, lambda: self._cancel(stream))
         with self._lock:
             if self._draining or self._closing:
                 raise EngineError("the engine takes no more requests; it is being closed.")
-            if len(self._open) >= most:
-                raise QueueFullError(f"{len(self._open)} requests run or wait already; ask again later.")
-            self._open.add(stream)
+            self._room.most = most
+            self._room.enter(request.owner, len(request.prompt))
+            self._open[stream] = request
         self._watch.loop.call_soon_threadsafe(self._begin, stream, asked)
         return stream
 
@@ -127,7 +128,8 @@ class ClusterEngine:
         del self._tasks[stream]
         stream.end("cancelled")  # unless it has ended
         with self._lock:
-            self._open.discard(stream)
+            request = self._open.pop(stream)
+            self._room.leave(request.owner, len(request.prompt))
 
     async def _feed(self, stream: Stream, asked: Asked) -> None:
         try:

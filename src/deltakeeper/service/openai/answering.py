@@ -59,7 +59,8 @@ class Answering:
         arrived: when the request came, in seconds of `time.perf_counter()`; now by default.
 
     Raises:
-        TooManyRequests: the caller's or the model's quota.
+        TooManyRequests: the caller's or the model's quota is used up.
+        BadRequest: it is too small for all that is asked at once.
         Unavailable: the engine is full or stopping.
         ServiceError: a request could never be served.
     """
@@ -82,10 +83,8 @@ class Answering:
         self._choices, self._counts, self._closed = choices, [0] * len(requests), False
         wake = Bell(asyncio.get_running_loop(), self._event).ring
         try:
-            self._usages = []
-            for at, request in enumerate(requests):  # each answer takes a place of its own
-                tokens = 0 if at % choices else len(request.prompt)
-                self._usages.append(self._held.enter_context(services.gate.admit(principal, model, tokens)))
+            tokens = sum(len(request.prompt) for request in requests[::choices])
+            self._usage = self._held.enter_context(services.gate.admit(principal, model, tokens, len(requests)))
             for request in requests:
                 self.streams.append(services.engine.submit(request, wake))
                 if arrived is not None:
@@ -164,7 +163,7 @@ class Answering:
 
     def _count(self, choice: int, tokens: int, last: list[float]) -> None:
         self._counts[choice] += tokens
-        self._usages[choice].spend(tokens)
+        self._usage.spend(tokens)
         metrics, now = self._services.metrics, time.perf_counter()
         if metrics is not None and last[choice]:
             for _ in range(tokens):

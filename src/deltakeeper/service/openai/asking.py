@@ -93,6 +93,8 @@ def ask(
     """
     services, model = call.services, call.model
     wanted = services.settings.default_new_tokens if longest is None else max(1, longest)
+    if services.settings.max_new_tokens is not None:
+        wanted = min(wanted, services.settings.max_new_tokens)
     requests = [
         Request(
             tuple(prompt),
@@ -103,6 +105,7 @@ def ask(
             stop_tokens=tuple(body.stop_token_ids or ()),
             ignore_eos=body.ignore_eos,
             prompt_logprobs=logprobs if echo else None,
+            owner=call.principal.key_id or "",
             cache_salt=call.principal.key_id or "",
             id=call.request_id,
         )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from deltakeeper.service.access import Principal
-from deltakeeper.service.errors import BadRequest
+from deltakeeper.service.errors import BadRequest, TooManyRequests
 from deltakeeper.service.health import check_taking
 from deltakeeper.service.openai.bodies import ChatBody, CompletionBody
 from deltakeeper.service.running import Services
 from deltakeeper.service.settings import ServiceSettings
-from deltakeeper.service.tenants import Model, find_model
+from deltakeeper.service.tenants import Model, check_known, find_model
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: 
     Raises:
         BadRequest: it asks for too many things at once.
         NotFound: there is no such model, or not for this key.
+        TooManyRequests: a quota is used up; nothing is loaded then, and no prompt is read.
         Refused: policy keeps the model out.
         Unavailable: the service is stopping, or the model cannot be loaded now.
     """
@@ -54,6 +55,13 @@ async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: 
     check_taking(services)
     check_sizes(body, prompts, services.settings)
     principal = request.state.principal
+    await check_known(services, principal, body.model)
+    try:
+        services.gate.check(principal, body.model, prompts * body.n)
+    except TooManyRequests:
+        if services.metrics is not None:
+            services.metrics.rejected("quota")
+        raise
     model = await find_model(services, request.app.state.texts, principal, body.model)
     return Call(services, principal, model, arrived, request.state.request_id)
 

@@ -113,9 +113,18 @@ class StateGate:
             raise Unauthorized(f"This API key is {state}; ask for a new one.", code=_INVALID)
         return Principal(key.id, key.role, key.models)
 
-    def admit(self, principal: Principal, model: str, prompt_tokens: int) -> Ticket:
-        """Take a request in under the quotas of its key and of its model; raises `TooManyRequests`."""
-        return self._meter.admit(principal.key_id, model, prompt_tokens)
+    def count(self, principal: Principal) -> None:
+        """Count a request against its key; raises `TooManyRequests`."""
+        if principal.key_id is not None:
+            self._meter.count(principal.key_id)
+
+    def check(self, principal: Principal, model: str, answers: int) -> None:
+        """Refuse what `admit` would refuse, whatever the prompt; raises as it does."""
+        self._meter.check(principal.key_id, model, 1, answers)
+
+    def admit(self, principal: Principal, model: str, prompt_tokens: int, answers: int = 1) -> Ticket:
+        """Take a request in under the quotas of its key and of its model; raises `TooManyRequests`, `BadRequest`."""
+        return self._meter.admit(principal.key_id, model, prompt_tokens, answers)
 
     def refresh(self) -> None:
         """Read the state anew if it has changed, so that what was just written holds at once; raises `StateError`."""

@@ -10,15 +10,24 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from deltakeeper.service.errors import TooManyRequests
+from deltakeeper.service.errors import BadRequest, ServiceError, TooManyRequests
 from deltakeeper.service.tenancy.buckets import SharedBucket
 from deltakeeper.service.tenancy.quotas import EACH, Limits, Scope
 from deltakeeper.service.tenancy.slots import Slots
 
+_Name = tuple[Scope, str]
 MOST_IDLE_ACCOUNTS = 4096
 """Accounts that are kept before those that nobody uses are let go."""
+
+
+class Asked(NamedTuple):
+    """What a request takes of a quota."""
+
+    requests: int = 0
+    tokens: int = 0
+    answers: int = 0
 
 
 class Account:
@@ -37,29 +46,33 @@ class Account:
         self.tokens = _resized(self.tokens, limits.tokens_per_minute, now)
         self.slots.limit = limits.concurrent
 
-    def refusal(self, holder: Hashable, prompt_tokens: int, now: float) -> tuple[str, float | None] | None:
+    def refusal(self, holder: Hashable, asked: Asked, now: float) -> tuple[str, float | None] | None:
         """Which limit keeps a request out, and for how many seconds (None for good); None if none does."""
-        if self.requests is not None and (wait := self.requests.wait(holder, 1, now)):
-            return f"{self.limits.requests_per_minute} requests a minute", wait
-        if self.tokens is not None:
-            if prompt_tokens > self.tokens.per_minute:
-                return f"{self.limits.tokens_per_minute} tokens a minute, and the prompt alone has more", None
-            if wait := self.tokens.wait(holder, prompt_tokens, now):
-                return f"{self.limits.tokens_per_minute} tokens a minute", wait
-        if wait := self.slots.wait(holder, now):  # last: who is refused here is given a place in a line
-            return f"{self.limits.concurrent} requests at a time", wait
+        limits = self.limits
+        if self.tokens is not None and asked.tokens > self.tokens.per_minute:
+            return f"{limits.tokens_per_minute} tokens a minute, and the prompt alone has more", None
+        if limits.concurrent is not None and asked.answers > limits.concurrent:
+            return f"{limits.concurrent} answers at a time, and this request wants {asked.answers}", None
+        if self.requests is not None and asked.requests and (wait := self.requests.wait(holder, asked.requests, now)):
+            return f"{limits.requests_per_minute} requests a minute", wait
+        if self.tokens is not None and asked.tokens and (wait := self.tokens.wait(holder, asked.tokens, now)):
+            return f"{limits.tokens_per_minute} tokens a minute", wait
+        # last: who is refused here is given a place in a line
+        if asked.answers and (wait := self.slots.wait(holder, now, asked.answers)):
+            return f"{limits.concurrent} answers at a time", wait
         return None
 
-    def begin(self, holder: Hashable, prompt_tokens: int, now: float) -> None:
+    def begin(self, holder: Hashable, asked: Asked, now: float) -> None:
         """Take a request in."""
-        if self.requests is not None:
-            self.requests.take(holder, 1, now)
-        self.spend(holder, prompt_tokens, now)
-        self.slots.take(holder)
+        if self.requests is not None and asked.requests:
+            self.requests.take(holder, asked.requests, now)
+        self.spend(holder, asked.tokens, now)
+        if asked.answers:
+            self.slots.take(holder, asked.answers)
 
     def spend(self, holder: Hashable, tokens: int, now: float) -> None:
         """Charge tokens."""
-        if self.tokens is not None:
+        if self.tokens is not None and tokens:
             self.tokens.take(holder, tokens, now)
 
     def is_idle(self, now: float) -> bool:
@@ -71,7 +84,8 @@ class Account:
 class Meter:
     """Lets requests in while quotas last; safe on any thread, and each call takes microseconds.
 
-    A request has to pass the quota of its key and that of its model. One that is refused is charged to neither, so a
+    A request is counted against its key first (`count`), before anything is made of it. Its tokens and answers then
+    have to pass the quota of the key and that of the model together: one that is refused is charged to neither, so a
     key that floods uses up its own quota and never the model's. Keys share a model's quota fairly (`buckets`, `slots`).
 
     Args:
@@ -97,28 +111,54 @@ class Meter:
                 elif wanted != account.limits:
                     account.adjust(wanted, now)
 
-    def admit(self, key_id: str | None, model: str, prompt_tokens: int) -> Ticket:
-        """Take a request in.
+    def count(self, key_id: str) -> None:
+        """Count a request against its key.
+
+        Raises:
+            TooManyRequests: so many were counted in this minute.
+        """
+        with self._lock:
+            self._take([(("key", key_id), Asked(requests=1))], key_id)
+
+    def check(self, key_id: str | None, model: str, prompt_tokens: int, answers: int) -> None:
+        """Raise what `admit` would, and charge nothing; who finds no free slot stands in the line for one now."""
+        with self._lock:
+            self._refuse(_wanted(key_id, model, prompt_tokens, answers), key_id)
+
+    def admit(self, key_id: str | None, model: str, prompt_tokens: int, answers: int = 1) -> Ticket:
+        """Take a request in, with all of its answers.
 
         Args:
             key_id: who asks; None without keys, for whom only the model's quota counts.
             model: what is asked.
-            prompt_tokens: charged at once.
+            prompt_tokens: of all its prompts, charged at once.
+            answers: that are made side by side.
 
         Raises:
-            TooManyRequests: a quota is used up; `retry_after` is None for a prompt that no waiting lets in.
+            TooManyRequests: a quota is used up.
+            BadRequest: a quota is too small for it.
         """
-        names: list[tuple[Scope, str]] = [("model", model)] if key_id is None else [("key", key_id), ("model", model)]
         with self._lock:
-            now = self._clock()
-            accounts = [(name, account) for name in names if (account := self._account(name, now)) is not None]
-            for name, account in accounts:
-                refused = account.refusal(key_id, prompt_tokens, now)
-                if refused is not None:
-                    raise _too_many(*name, *refused)
-            for _, account in accounts:
-                account.begin(key_id, prompt_tokens, now)
-        return Ticket(self, key_id, [account for _, account in accounts])
+            accounts = self._take(_wanted(key_id, model, prompt_tokens, answers), key_id)
+        return Ticket(self, key_id, accounts, answers)
+
+    def _take(self, wanted: list[tuple[_Name, Asked]], holder: Hashable) -> list[Account]:
+        now = self._clock()
+        found = self._refuse(wanted, holder)
+        for account, asked in found:
+            account.begin(holder, asked, now)
+        return [account for account, _ in found]
+
+    def _refuse(self, wanted: list[tuple[_Name, Asked]], holder: Hashable) -> list[tuple[Account, Asked]]:
+        now = self._clock()
+        found = []
+        for name, asked in wanted:
+            account = self._account(name, now)
+            if account is not None:
+                found.append((account, asked))
+                if (refused := account.refusal(holder, asked, now)) is not None:
+                    raise _refusal(*name, *refused)
+        return found
 
     def spend(self, accounts: list[Account], holder: Hashable, tokens: int) -> None:
         """Charge tokens to several accounts."""
@@ -127,17 +167,17 @@ class Meter:
             for account in accounts:
                 account.spend(holder, tokens, now)
 
-    def give_back(self, accounts: list[Account], holder: Hashable) -> None:
+    def give_back(self, accounts: list[Account], holder: Hashable, answers: int) -> None:
         """Free the slots of a request."""
         with self._lock:
             now = self._clock()
             for account in accounts:
-                account.slots.give(holder, now)
+                account.slots.give(holder, now, answers)
 
-    def _limits_of(self, name: tuple[Scope, str]) -> Limits | None:
+    def _limits_of(self, name: _Name) -> Limits | None:
         return self._limits.get(name) or self._limits.get((name[0], EACH))
 
-    def _account(self, name: tuple[Scope, str], now: float) -> Account | None:
+    def _account(self, name: _Name, now: float) -> Account | None:
         account = self._accounts.get(name)
         limits = self._limits_of(name) if account is None else None
         if limits is None:
@@ -150,10 +190,10 @@ class Meter:
 
 
 class Ticket:
-    """One request that was taken in (`access.Usage`); as a context manager it gives its slot back, once."""
+    """One request that was taken in (`access.Usage`); as a context manager it gives its slots back, once."""
 
-    def __init__(self, meter: Meter, holder: Hashable, accounts: list[Account]) -> None:
-        self._meter, self._holder, self._accounts = meter, holder, accounts
+    def __init__(self, meter: Meter, holder: Hashable, accounts: list[Account], answers: int) -> None:
+        self._meter, self._holder, self._accounts, self._answers = meter, holder, accounts, answers
         self._open = True
 
     def spend(self, tokens: int) -> None:
@@ -169,7 +209,7 @@ class Ticket:
     ) -> Literal[False]:
         if self._open:
             self._open = False
-            self._meter.give_back(self._accounts, self._holder)
+            self._meter.give_back(self._accounts, self._holder, self._answers)
         return False
 
 
@@ -183,11 +223,16 @@ def _resized(bucket: SharedBucket | None, per_minute: int | None, now: float) ->
     return bucket
 
 
-def _too_many(scope: Scope, subject: str, limit: str, wait: float | None) -> TooManyRequests:
-    then = "shorten the prompt" if wait is None else f"ask again in {max(1, math.ceil(wait))} s"
+def _wanted(key_id: str | None, model: str, tokens: int, answers: int) -> list[tuple[_Name, Asked]]:
+    of_model: tuple[_Name, Asked] = ("model", model), Asked(1, tokens, answers)
+    return [of_model] if key_id is None else [(("key", key_id), Asked(0, tokens, answers)), of_model]
+
+
+def _refusal(scope: Scope, subject: str, limit: str, wait: float | None) -> ServiceError:
     whose = "This key may ask" if scope == "key" else f"Model '{subject}' may be asked"
+    told = f"{whose} for {limit}"
+    if wait is None:  # told apart from the others, which clients repeat by themselves
+        return BadRequest(f"{told}; ask for less.", code="quota_too_small")
     return TooManyRequests(
-        f"{whose} for {limit}; {then}.",
-        code="rate_limit_exceeded",
-        retry_after=wait,
+        f"{told}; ask again in {max(1, math.ceil(wait))} s.", code="rate_limit_exceeded", retry_after=wait
     )

@@ -23,9 +23,10 @@ class Limits:
     """Three limits; None for none.
 
     Attributes:
-        requests_per_minute: that begin; a minute's worth may be saved up.
+        requests_per_minute: a minute's worth may be saved up. A key's requests count as they come, whatever becomes of
+            them; a model's when they are let in.
         tokens_per_minute: of prompts and answers; an answer that runs over is owed.
-        concurrent: requests at a time.
+        concurrent: answers at a time; a request has `n` for each of its prompts.
 
     Raises:
         BadRequest: one is out of range, or there is none.
@@ -38,7 +39,7 @@ class Limits:
     def __post_init__(self) -> None:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if not given:
-            raise BadRequest("A quota limits requests, tokens or requests at a time; give one of them.")
+            raise BadRequest("A quota limits requests, tokens or answers at a time; give one of them.")
         for name, value in given.items():
             if not 1 <= value <= MOST:
                 raise BadRequest(f"{name} is {value}; give a number from 1 to {MOST:,}, or none.", param=name)

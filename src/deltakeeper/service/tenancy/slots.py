@@ -1,4 +1,4 @@
-"""Requests at a time that several holders share."""
+"""Answers at a time that several holders share."""
 
 from __future__ import annotations
 
@@ -12,50 +12,54 @@ GAP_SECONDS = 3.0
 
 
 class Slots:
-    """Counts running requests by holder; one thread at a time.
+    """Counts running answers by holder; one thread at a time.
 
     Two rules make it fair. No holder gets more than an equal share, rounded up, among those that run, wait, or have
-    just ended. And a holder that was refused because all was taken stands in a line: a slot that is free is kept for
-    those who stand before the one who asks, so that who asks most often does not win.
+    just ended, unless it has nothing else and asks for several in one request, which get their slots all or none. And a
+    holder that was refused because all was taken stands in a line: slots that are free are kept for those who stand
+    before the one who asks, so that who asks most often does not win.
 
     Args:
-        limit: requests at a time of all holders together; None for any number.
+        limit: answers at a time of all holders together; None for any number.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.running: dict[Hashable, int] = {}
-        self._claims: dict[Hashable, float] = {}  # by age; the time is when it asked last
+        self._claims: dict[Hashable, tuple[float, int]] = {}  # by age: when it asked last, and for how many
         self._ended: dict[Hashable, float] = {}
 
-    def wait(self, holder: Hashable, now: float) -> float:
-        """Seconds after which to ask again, 0 if a slot is free for the holder now."""
+    def wait(self, holder: Hashable, now: float, count: int = 1) -> float:
+        """Seconds after which to ask again, 0 if so many slots, at most `limit`, are free for the holder now."""
         if self.limit is None:
             return 0.0
-        self._claims = {h: at for h, at in self._claims.items() if now - at <= CLAIM_SECONDS}
+        self._claims = {h: claim for h, claim in self._claims.items() if now - claim[0] <= CLAIM_SECONDS}
         self._ended = {h: at for h, at in self._ended.items() if now - at <= GAP_SECONDS}
         competing = {*self.running, *self._claims, *self._ended, holder}
-        if self.running.get(holder, 0) >= -(-self.limit // len(competing)):
+        own = self.running.get(holder, 0)
+        if own and own + count > -(-self.limit // len(competing)):
             self._claims.pop(holder, None)  # it could not use a slot that is kept for it
             return RETRY_SECONDS
-        ahead = len(self._claims)
-        if holder in self._claims:
-            ahead = list(self._claims).index(holder)
-        if self.limit - sum(self.running.values()) > ahead:
+        ahead = 0
+        for other, (_, wanted) in self._claims.items():
+            if other == holder:
+                break
+            ahead += wanted
+        if self.limit - sum(self.running.values()) >= ahead + count:
             return 0.0
-        self._claims[holder] = now
+        self._claims[holder] = now, count
         return RETRY_SECONDS
 
-    def take(self, holder: Hashable) -> None:
-        """Count a request that begins."""
-        self.running[holder] = self.running.get(holder, 0) + 1
+    def take(self, holder: Hashable, count: int = 1) -> None:
+        """Count answers that begin."""
+        self.running[holder] = self.running.get(holder, 0) + count
         self._claims.pop(holder, None)
 
-    def give(self, holder: Hashable, now: float) -> None:
-        """Count a request that has ended."""
+    def give(self, holder: Hashable, now: float, count: int = 1) -> None:
+        """Count answers that have ended."""
         if self.limit is not None:
             self._ended[holder] = now
-        left = self.running.get(holder, 0) - 1
+        left = self.running.get(holder, 0) - count
         if left > 0:
             self.running[holder] = left
         else:
