@@ -42,7 +42,7 @@ QUESTIONS = (
     "Explain in two sentences why the sky is blue.",
     "What should I cook with rice and beans?",
 )
-TOKENS = 24
+TOKENS = 16
 OPTIONS = (
     "--dtype",
     "bfloat16",

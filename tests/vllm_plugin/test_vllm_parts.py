@@ -206,3 +206,16 @@ def test_a_vllm_that_it_was_never_tested_with_is_left_alone(monkeypatch):
     for version, stays_off in ((TESTED[0], False), (f"{TESTED[0]}+cpu", False), ("0.99.1", True)):
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__=version))
         assert (untested() is not None) == stays_off
+
+
+def test_the_page_of_results_has_a_row_for_every_model(measured):
+    side = {"same_answers": 5, "same_first_tokens": 6, "largest_gap": 0.0625, "mean_gap": 0.0125}
+    both = {"prompts": 6, "tokens": 16, "beside_reference": side, "mixed_beside_alone": side}
+    sizes = {"held_bytes": 21_000_000, "artifact_bytes": 22_000_000, "dense_bytes": 269_000_000}
+    loads = {"load_ms": 512.4, "growth_bytes": 30_000_000}
+    models = [{"model": "base"} | both, {"model": "lora"} | both | loads, {"model": "one"} | both | loads | sizes]
+    text = measured.plugin.tables({"vllm": "0.32.0", "dtype": "bfloat16", "models": models})
+    lines = text.splitlines()
+    assert "| base | 0.062 | 0.0125 | 5/6 | 0.062 | 0.0125 | 5/6 |" in lines
+    assert "| one | 512 | 21.0 | 22.0 | 30.0 | 269.0 |" in lines
+    assert "| lora | 512 |  |  | 30.0 |  |" in lines

@@ -32,14 +32,16 @@ def merged(base: Path, delta: Path):
 @torch.inference_mode()
 def answer(model, prompt: list[int], tokens: int = 8) -> Answer:
     """What `VllmServer.ask` should give."""
-    ids, chances = list(prompt), []
-    for _ in range(tokens):
-        logits = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-        if len(ids) == len(prompt):
-            rated = logits[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
-        ids.append(int(logits[-1].argmax()))
-        chances.append(float(logits[-1].max()))
-    return Answer(tuple(rated), tuple(ids[len(prompt) :]), tuple(chances))
+    given = model(torch.tensor([prompt]), use_cache=True)
+    logits = given.logits[0].float().log_softmax(-1)
+    rated = logits[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+    said, chances = [int(logits[-1].argmax())], [float(logits[-1].max())]
+    while len(said) < tokens:
+        given = model(torch.tensor([said[-1:]]), past_key_values=given.past_key_values, use_cache=True)
+        last = given.logits[0, -1].float().log_softmax(-1)
+        said.append(int(last.argmax()))
+        chances.append(float(last.max()))
+    return Answer(tuple(rated), tuple(said), tuple(chances))
 
 
 def gap(one: Answer, other: Answer) -> float:

@@ -19,7 +19,7 @@ _current: dict[int, str] = {}
 def note_load(request: Any) -> None:
     """A name is about to be loaded from this path: blocks computed from now on have keys of their own."""
     try:
-        content = hashlib.sha256((Path(request.lora_path) / MANIFEST_NAME).read_bytes()).hexdigest()
+        content = hashlib.sha256((Path(request.lora_path).expanduser() / MANIFEST_NAME).read_bytes()).hexdigest()
     except OSError:  # an ordinary LoRA, whose keys are vLLM's
         _current.pop(request.lora_int_id, None)
         return

@@ -9,7 +9,6 @@ from typing import Any
 
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.vllm_plugin import cache_keys
-from deltakeeper.vllm_plugin.operators import operator
 from deltakeeper.vllm_plugin.slots import DeltaSlots
 
 _MARK = "__deltakeeper__"
@@ -106,32 +105,30 @@ def _hook_loading() -> None:
 
 
 def _hook_layers() -> None:
-    """Modules with a number have their results changed by the operator, behind what vLLM and its LoRAs compute."""
+    """Modules that have a site hand it their results, behind what vLLM and its LoRAs compute."""
     from vllm.lora.layers import LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
     from vllm.model_executor.layers.layernorm import RMSNorm
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    apply_ = operator()
-
     def linear(inner: Any, self: Any, x: Any, output: Any) -> Any:
         y = inner(self, x, output)
-        if (number := getattr(self, "deltakeeper", None)) is not None:
-            apply_(y, x, number)
+        if (site := getattr(self, "deltakeeper", None)) is not None:
+            site.apply_(y, x)
         return y
 
     def first(inner: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         y = inner(self, x, *args, **kwargs)
-        if (number := getattr(self, "deltakeeper", None)) is not None and y is not None:
-            apply_(y, x, number)
+        if (site := getattr(self, "deltakeeper", None)) is not None and y is not None:
+            site.apply_(y, x)
         return y
 
     def norm(inner: Any, self: Any, x: Any, residual: Any = None) -> Any:
         found = inner(self, x, residual)
-        if (number := getattr(self, "deltakeeper", None)) is not None:
+        if (site := getattr(self, "deltakeeper", None)) is not None:
             # With a residual, the sum of both is the second of what a norm gives.
-            apply_(*((found, x) if residual is None else found), number)
+            site.apply_(*((found, x) if residual is None else found))
         return found
 
     _wrap(BaseLinearLayerWithLoRA, "_apply_lora_to_output", linear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,29 +12,26 @@ import torch.nn.functional as F
 from deltakeeper.errors import OverlayError
 from deltakeeper.overlay.site import Stack
 from deltakeeper.vllm_plugin.lanes import Lane
-from deltakeeper.vllm_plugin.operators import number_of
 from deltakeeper.vllm_plugin.rows import CurrentRows, SlotRows
 
 
-class Site:
+class Site(ABC):
     """A module that knows the slot of each row.
 
     Attributes:
         name: path of the module.
-        number: by which the operator finds it.
     """
 
     def __init__(self, name: str, slots: int, rows: CurrentRows) -> None:
         self.name, self.slots, self.rows = name, slots, rows
-        self.number = number_of(self)
 
+    @abstractmethod
     def apply_(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Change `y`, the module's result, for rows of slots that hold something; `x` is what it came from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def clear(self, slot: int) -> None:
         """Let a slot be the base again."""
-        raise NotImplementedError
 
     def checked(self, rows: SlotRows, count: int) -> SlotRows:
         """The rows themselves, if a module that is given `count` rows can have them.
@@ -43,8 +41,8 @@ class Site:
         """
         if count != rows.groups.rows:
             raise OverlayError(
-                f"'{self.name}' is given {count} rows and vLLM told of {rows.groups.rows}; start it with "
-                "--enforce-eager, which pads none."
+                f"'{self.name}' is given {count} rows and vLLM told of {rows.groups.rows}, so whose they are cannot be "
+                "told; serve this model without the plugin (VLLM_PLUGINS= names those to load)."
             )
         return rows
 

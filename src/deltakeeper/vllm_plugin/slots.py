@@ -96,7 +96,7 @@ class DeltaSlots:
 
 
 def _sites(manager: Any, rows: CurrentRows, slots: int) -> dict[str, Site]:
-    """The modules of a model that know slots from now on, by path; each module of vLLM's has the number of its own."""
+    """The modules of a model that know slots from now on, by path; vLLM's have theirs as `deltakeeper`."""
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
     from vllm.model_executor.layers.layernorm import RMSNorm
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -114,11 +114,11 @@ def _sites(manager: Any, rows: CurrentRows, slots: int) -> dict[str, Site]:
         elif isinstance(inner, LogitsProcessor) and len(heads) == 1:
             head, matrix = heads[0]
             sites[head] = HeadSite(head, (inner.org_vocab_size,), matrix.embedding_dim, slots, rows)
-            module.deltakeeper = sites[head].number
+            module.deltakeeper = sites[head]
         elif type(module) is RMSNorm and module.has_weight and module.variance_size_override is None:
             sites[name] = NormSite(name, module, slots, rows)
         if name in sites:
-            module.deltakeeper = sites[name].number
+            module.deltakeeper = sites[name]
     return sites
 
 
