@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,35 @@ def _hook_layers() -> None:
             site.apply_(*((found, x) if residual is None else found))
         return found
 
+    def head(inner: Any, self: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        site = getattr(self, "deltakeeper", None)
+        if site is None or not site.rows.rating:
+            return first(inner, self, hidden, *args, **kwargs)
+        with _sampling(self.punica_wrapper, site.rows.of_logits(hidden).groups.row_slots - 1):
+            return first(inner, self, hidden, *args, **kwargs)
+
     _wrap(BaseLinearLayerWithLoRA, "_apply_lora_to_output", linear)
     for embedding in (VocabParallelEmbedding, VocabParallelEmbeddingWithLoRA):
         _wrap(embedding, "forward", first)
-    for head in (LogitsProcessor, LogitsProcessorWithLoRA):
-        _wrap(head, "_get_logits", first)
+    _wrap(LogitsProcessor, "_get_logits", first)
+    _wrap(LogitsProcessorWithLoRA, "_get_logits", head)
     _wrap(RMSNorm, "forward_native", norm)
+
+
+@contextmanager
+def _sampling(punica: Any, slots: Any) -> Iterator[None]:
+    """Tell vLLM's own LoRA of the head which slots the rows have, int64 `(rows,)`.
+
+    While it rates a prompt it takes the rows for those it samples from, and its engine ends where their numbers differ.
+    """
+    kept, count = punica._sampler_indices.clone(), punica.indices_len[1]
+    punica._sampler_indices[: len(slots)] = slots
+    punica.indices_len[1] = len(slots)
+    try:
+        yield
+    finally:
+        punica._sampler_indices.copy_(kept)
+        punica.indices_len[1] = count
 
 
 def _hook_prompt_ratings() -> None:

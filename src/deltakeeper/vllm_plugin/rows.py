@@ -50,6 +50,11 @@ class CurrentRows:
         """Take vLLM's slot of each row of the pass that comes, -1 for the base; its buffers are used again."""
         self.tokens, self.sampled = SlotRows.of(tokens + 1), SlotRows.of(sampled + 1)
 
+    @property
+    def rating(self) -> bool:
+        """Whether prompts are rated at this moment."""
+        return self._hidden is not None
+
     @contextmanager
     def rating_prompts(self, hidden: torch.Tensor) -> Iterator[None]:
         """While prompts are rated, logits are asked for runs of rows of `hidden`, `(tokens, width)`."""
