@@ -40,7 +40,13 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
 def _hook_slots() -> None:
     """Slots are filled and emptied where vLLM fills and empties its own."""
+    from vllm.lora import model_manager
     from vllm.lora.model_manager import LoRAModelManager
+
+    def widen(inner: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        # On CPUs vLLM reads the LoRA of the base's rows, slot -1, from the last slot: make one more, which stays zero.
+        at = 1 if inner.__name__ == "from_layer_logits_processor" else 0
+        return inner(layer, *args[:at], args[at] + 1, *args[at + 1 :], **kwargs)
 
     def create(inner: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         inner(self, *args, **kwargs)
@@ -68,6 +74,8 @@ def _hook_slots() -> None:
         (punica,) = set(self.punica_wrapper_mapping.values())
         self.deltakeeper.rows.begin(punica.token_lora_indices, punica.sampler_indices)
 
+    _wrap(model_manager, "from_layer", widen)
+    _wrap(model_manager, "from_layer_logits_processor", widen)
     _wrap(LoRAModelManager, "__init__", create)
     _wrap(LoRAModelManager, "activate_adapter", activate)
     _wrap(LoRAModelManager, "_deactivate_adapter", deactivate)
