@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 export DELTAKEEPER_CACHE ?= $(CURDIR)/.cache
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-ray test-contract coverage check docs clean
+.PHONY: setup demo test test-ray test-contract test-vllm coverage check docs clean
 
 setup: $(STAMP)
 
@@ -51,5 +51,22 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
+# vLLM in an environment of its own, on CPUs: a repackaging, pinned by its hash, whose requirements would pull torch's build
+# for CUDA if they were taken with it.
+VLLM_VENV := .venv-vllm
+VLLM_PIP  := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q
+
+test-vllm: $(VLLM_VENV)/.ready
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -p no:cacheprovider tests/vllm_plugin
+
+$(VLLM_VENV)/.ready: pyproject.toml setup.py tests/vllm_plugin/requirements.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) install torch==2.13.0 "setuptools<81" wheel
+	$(VLLM_PIP) install --no-deps --require-hashes -r tests/vllm_plugin/requirements.txt
+	$(VLLM_VENV)/bin/python tests/vllm_plugin/requirements.py > $(VLLM_VENV)/requirements.txt
+	$(VLLM_PIP) install torch==2.13.0 -r $(VLLM_VENV)/requirements.txt
+	$(VLLM_PIP) install --no-build-isolation -e . hypothesis peft pytest
+	touch $(VLLM_VENV)/.ready
+
 clean:
-	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info

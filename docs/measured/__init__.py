@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import compressing, kernels, lens, security, service, serving, study
+from . import compressing, kernels, lens, plugin, security, service, serving, study
 from .tables import origin
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
@@ -42,6 +42,7 @@ SECTIONS = {
     "compress-svd": Section("Randomised against exact decomposition", compressing.svd),
     "compress-quality": Section("Codecs at equal bytes", compressing.quality),
     "export-vllm": Section("An exported adapter in vLLM", compressing.vllm),
+    "vllm_plugin": Section("vLLM with the plugin", plugin.tables),
     "kernels": Section("Products of packed terms", kernels.tables, kernels.figure),
     "triton": Section("Products on a GPU", kernels.triton),
     "serving": Section("Serving", serving.tables, serving.figure),

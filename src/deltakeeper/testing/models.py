@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,7 +53,7 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def build_model(kind: Kind, *, seed: int = 0, vocab_extra: int = 0) -> Any:
+def build_model(kind: Kind, *, seed: int = 0, vocab_extra: int = 0, settings: Mapping[str, Any] | None = None) -> Any:
     """A randomly initialised tiny decoder of one architecture, float32, in evaluation mode.
 
     Args:
@@ -60,16 +61,17 @@ def build_model(kind: Kind, *, seed: int = 0, vocab_extra: int = 0) -> Any:
             is Conv1D, `llama_odd` has sizes that no word divides and five query heads on one of keys.
         seed: seed of the weights.
         vocab_extra: tokens added to the vocabulary.
+        settings: keys of the configuration with other values than these models have.
     """
     import transformers
 
     torch.manual_seed(seed)
-    settings = _COMMON | _OWN.get(kind, {})
-    settings["vocab_size"] += vocab_extra
+    chosen: dict[str, Any] = _COMMON | _OWN.get(kind, {}) | dict(settings or {})
+    chosen["vocab_size"] += vocab_extra
     if kind == "gpt2":
         keep = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
         own = {"n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4, "tie_word_embeddings": True}
-        config: Any = transformers.GPT2Config(**{k: settings[k] for k in keep}, **own)
+        config: Any = transformers.GPT2Config(**{k: chosen[k] for k in keep}, **own)
     else:
         names = {
             "llama": "LlamaConfig",
@@ -87,7 +89,7 @@ def build_model(kind: Kind, *, seed: int = 0, vocab_extra: int = 0) -> Any:
             "mixtral": "MixtralConfig",
             "qwen2_moe": "Qwen2MoeConfig",
         }
-        config = getattr(transformers, names[kind])(**{k: v for k, v in settings.items() if v is not None})
+        config = getattr(transformers, names[kind])(**{k: v for k, v in chosen.items() if v is not None})
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -105,13 +107,16 @@ def write_pair(
     max_shard_size: str = "5GB",
     vocab_extra: int = 0,
     scale: float = 1e-3,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path]:
     """Write a tiny base and a fine-tune of it with a known kind of delta; gives both folders.
 
     The delta is Gaussian of standard deviation `scale` on every tensor but those of the first layer's attention output,
-    which stay as they are. `vocab_extra` grows the fine-tune's vocabulary; its shared rows come from the base.
+    which stay as they are. `vocab_extra` grows the fine-tune's vocabulary; its shared rows come from the base. `settings`
+    are those of `build_model`.
     """
-    base, tuned = build_model(kind, seed=seed), build_model(kind, seed=seed + 1, vocab_extra=vocab_extra)
+    base = build_model(kind, seed=seed, settings=settings)
+    tuned = build_model(kind, seed=seed + 1, vocab_extra=vocab_extra, settings=settings)
     generator = torch.Generator().manual_seed(seed)
     origin = dict(base.named_parameters())
     with torch.no_grad():
