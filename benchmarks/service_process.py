@@ -30,6 +30,11 @@ class Footprint:
     cpu_s: float
 
 
+def end_on_signal() -> None:
+    """Let SIGTERM end this process in order, so that no service stays behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("it was told to end"))
+
+
 class ServiceProcess:
     """A service that runs.
 

@@ -19,7 +19,6 @@ import asyncio
 import json
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ from typing import Any
 import httpx
 import record
 from prometheus_client.parser import text_string_to_metric_families
-from service_process import ServiceProcess, serving
+from service_process import ServiceProcess, end_on_signal, serving
 from soak_admins import Administrators
 from soak_crowd import Book, Crowd, Standing
 from soak_ledger import Ledger
@@ -61,7 +60,7 @@ def main() -> None:
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"everything is written into {folder}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("it was told to end before it began"))  # and the service ends too
+    end_on_signal()
     names = write_tenants(folder, arguments.tenants)
     held = payload_bytes(folder, names)
     limits = ("--policy", folder / "policy.yaml", "--kv-gib", 1 / 1024, "--deltas-gib", held / 3 / 2**30)

@@ -214,9 +214,12 @@ class Crowd:
             wrong.method, wrong.path, content=wrong.content, headers=headers | dict(wrong.headers)
         )
         self.ledger.count("malformed", answer.status_code)
-        if answer.status_code not in wrong.statuses:
+        body = _json(answer)
+        # what is wrong with a prompt is only seen once its tenant, whose tokens they are, was loaded
+        passing = wrong.key == "own" and (_code(body), answer.status_code) in _PASSING
+        if answer.status_code not in wrong.statuses and not passing:
             self.ledger.blame("a malformed request", f"{wrong.name}: {answer.status_code} {answer.text}")
-        self.ledger.check_refusal(wrong.name, answer.status_code, answer.headers, _json(answer))
+        self.ledger.check_refusal(wrong.name, answer.status_code, answer.headers, body)
 
     async def send_raw(self, chance: random.Random) -> None:
         """Send bytes that are no whole request, and close the connection."""
@@ -291,7 +294,7 @@ class Crowd:
             self.ledger.blame(fault.partition(":")[0], f"{kind}, {name} ({seen}), {case.name}: {fault}: {texts}")
 
     def _refused(self, kind: str, name: str, seen: set[str | None], status: int, headers: Any, body: Any) -> None:
-        code = (body.get("error") or {}).get("code")
+        code = _code(body)
         self.ledger.count(kind, f"{status} {code}" if code else status)
         self.ledger.check_refusal(f"{kind}, {name}", status, headers, body)
         gone = status == 404 and None in seen
@@ -308,6 +311,11 @@ class Crowd:
 def _choices(case: Case) -> int:
     prompts = case.body.get("prompt")
     return int(case.body.get("n", 1)) * (len(prompts) if isinstance(prompts, list) else 1)
+
+
+def _code(body: Any) -> Any:
+    fields = body.get("error") if isinstance(body, dict) else None
+    return fields.get("code") if isinstance(fields, dict) else None
 
 
 def _json(answer: httpx.Response) -> Any:
