@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import compressing, kernels, lens, security, serving, study
+from . import compressing, kernels, lens, security, service, serving, study
 from .tables import origin
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
@@ -45,6 +45,8 @@ SECTIONS = {
     "kernels": Section("Products of packed terms", kernels.tables, kernels.figure),
     "triton": Section("Products on a GPU", kernels.triton),
     "serving": Section("Serving", serving.tables, serving.figure),
+    "service-load": Section("The HTTP service", service.load),
+    "service-soak": Section("An hour of the HTTP service", service.soak),
     "defences": Section("Published defences", security.defences),
     "lens-speed": Section("Twelve variants under the lens", lens.speed),
     "lens-patching": Section("Layers exchanged", lens.patching),

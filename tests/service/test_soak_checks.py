@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
-WHOLE, SEVERAL = "completion 5", "completion several"
+WHOLE = "completion 5"
 
 
 @pytest.fixture(scope="module")
