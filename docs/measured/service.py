@@ -37,7 +37,7 @@ no two said the same; every answer and every piece of one was held to that.
 """
 
 SAWTOOTH = """\
-it rises and falls by the 16 MiB in which the kernels take memory for their forms of terms, and which they give back once
+it rises and falls by the 16 MiB in which the kernels take memory for their forms of terms. They give it back once
 nothing lies there any more."""
 
 
