@@ -55,14 +55,12 @@ class Administrators:
         alias = {"lora_name": name, "lora_path": other, "load_inplace": True}
         self._taken.add(name)
         standing.turn(other)
-        try:
-            if own_way:
-                done = await self._ask("PUT", f"/admin/deltas/{name}", place)
-            else:
-                done = await self._ask("POST", "/v1/load_lora_adapter", alias)
-            standing.settle(other if done else now)
-        finally:
-            self._taken.discard(name)
+        if own_way:
+            done = await self._ask("PUT", f"/admin/deltas/{name}", place)
+        else:
+            done = await self._ask("POST", "/v1/load_lora_adapter", alias)
+        standing.settle(other if done else now)
+        self._taken.discard(name)  # and not after an error that says nothing of what was done: then it stays as it is
 
     async def come_or_go(self, chance: random.Random) -> None:
         """Let a name stand for an artifact, or for nothing."""
@@ -74,14 +72,12 @@ class Administrators:
         then = self._guests[name] if now is None else None
         self._taken.add(name)
         standing.turn(then)
-        try:
-            if then is None:
-                done = await self._ask("DELETE", f"/admin/deltas/{name}", None)
-            else:
-                done = await self._ask("PUT", f"/admin/deltas/{name}", {"path": then, "load": chance.random() < 0.5})
-            standing.settle(then if done else now)
-        finally:
-            self._taken.discard(name)
+        if then is None:
+            done = await self._ask("DELETE", f"/admin/deltas/{name}", None)
+        else:
+            done = await self._ask("PUT", f"/admin/deltas/{name}", {"path": then, "load": chance.random() < 0.5})
+        standing.settle(then if done else now)
+        self._taken.discard(name)
 
     async def unload(self, chance: random.Random) -> None:
         """Free the memory of a tenant that may be answering."""

@@ -124,7 +124,8 @@ class Crowd:
         self.client = self._connect()
 
     def _connect(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+        # a connection that was idle is given up before the service closes it, which is after 5 s
+        limits = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=1)
         return httpx.AsyncClient(base_url=self.url, timeout=SECONDS, limits=limits, trust_env=False)
 
     async def rest(self) -> None:
