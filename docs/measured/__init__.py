@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import compressing, kernels, lens, plugin, security, service, serving, study
+from . import clients, compressing, kernels, lens, plugin, security, service, serving, study
 from .tables import origin
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
@@ -46,8 +46,10 @@ SECTIONS = {
     "kernels": Section("Products of packed terms", kernels.tables, kernels.figure),
     "triton": Section("Products on a GPU", kernels.triton),
     "serving": Section("Serving", serving.tables, serving.figure),
-    "service-lm-eval-float32": Section("lm-eval over HTTP, float32", service.lm_eval),
-    "service-lm-eval-bfloat16": Section("lm-eval over HTTP, bfloat16", service.lm_eval),
+    "service-load": Section("The HTTP service", service.load),
+    "service-soak": Section("An hour of the HTTP service", service.soak),
+    "service-lm-eval-float32": Section("lm-eval over HTTP, float32", clients.lm_eval),
+    "service-lm-eval-bfloat16": Section("lm-eval over HTTP, bfloat16", clients.lm_eval),
     "defences": Section("Published defences", security.defences),
     "lens-speed": Section("Twelve variants under the lens", lens.speed),
     "lens-patching": Section("Layers exchanged", lens.patching),

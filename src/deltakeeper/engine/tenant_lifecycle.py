@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from threading import Lock
@@ -14,7 +14,7 @@ from threading import Lock
 from deltakeeper.engine.tenant_admission import Ledger, plan_admission
 from deltakeeper.engine.tenant_files import open_checked, payload_bytes
 from deltakeeper.engine.tenant_jobs import FREE, LOAD, JobQueue
-from deltakeeper.engine.tenant_records import Source, StoreSettings, Tenant, TenantOverlay, Version
+from deltakeeper.engine.tenant_records import Delta, Source, StoreSettings, Tenant, TenantOverlay, Version
 from deltakeeper.errors import DeltakeeperError, OverlayError, TenantError
 
 POLL_SECONDS = 5e-4
@@ -187,7 +187,7 @@ class Lifecycle:
         began, artifact = self._clock(), version.artifact
         try:
             assert artifact is not None
-            delta = self._overlay.load(artifact, planes=version.source.planes)
+            delta = _run_apart(partial(self._overlay.load, artifact, planes=version.source.planes))
         except Exception as error:
             self._fail(version, error)
             return
@@ -348,6 +348,16 @@ class Lifecycle:
             version.slot = 0
             self._dispose(version)
         return True
+
+
+def _run_apart(load: Callable[[], Delta]) -> Delta:
+    """Run a load on a thread of its own.
+
+    Terms that one thread holds in a row lie in the same large pages (`kernels/csrc/arena.hpp`), which go back to the
+    system with the last of them: a tenant that stays would keep those of tenants that came before and after it.
+    """
+    with ThreadPoolExecutor(1, "tenant-load") as thread:
+        return thread.submit(load).result()
 
 
 def _sentence(version: Version, error: Exception) -> DeltakeeperError:

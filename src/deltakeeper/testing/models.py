@@ -112,8 +112,8 @@ def write_pair(
     """Write a tiny base and a fine-tune of it with a known kind of delta; gives both folders.
 
     The delta is Gaussian of standard deviation `scale` on every tensor but those of the first layer's attention output,
-    which stay as they are. `vocab_extra` grows the fine-tune's vocabulary; its shared rows come from the base. `settings`
-    are those of `build_model`.
+    which stay as they are. `vocab_extra` grows the fine-tune's vocabulary; its shared rows come from the base.
+    `settings` are those of `build_model`.
     """
     base = build_model(kind, seed=seed, settings=settings)
     tuned = build_model(kind, seed=seed + 1, vocab_extra=vocab_extra, settings=settings)
