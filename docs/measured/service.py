@@ -10,8 +10,8 @@ from .tables import counted, table
 
 OPENING = """\
 lm-eval asks `deltakeeper serve` with its own clients, and the merged checkpoint in its own process. The base is the
-embedded model; the tenant is the aligned base as a delta, `{codec}`. Answers are greedy, of at most {new_tokens} tokens,
-and count as the same if their texts are. Seconds are of one run beside other work, and no measure of speed.
+embedded model; the tenant is the aligned base as a delta, `{codec}`. Answers are greedy, of at most {new_tokens}
+tokens, and count as the same if their texts are. Seconds are of one run beside other work, and no measure of speed.
 
 Asked: {tasks}.
 """
@@ -19,7 +19,8 @@ Asked: {tasks}.
 ROUNDED = """\
 In bfloat16 the two ways do not compute the same: the overlay adds a delta in float32 and rounds once where a merge
 rounds `W + Δ`, kernels sum in another order, and logits in process have eight bits. So log-likelihoods differ in the
-third digit, and an answer may go another way where two tokens are nearly tied.
+third digit, and an answer may go another way where two tokens are nearly tied. Neither is the truth: below is how far
+both are from the merged checkpoint in float32, whose weights have the merge's rounding too.
 """
 
 
