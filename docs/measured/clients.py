@@ -6,24 +6,28 @@ from collections.abc import Iterator
 from typing import Any
 
 from .drawing import figures
-from .tables import table
+from .tables import counted, table
 
 OPENING = """\
-lm-eval asks `deltakeeper serve` with its own clients, and the merged checkpoint in its own process: {tasks}. The base
-is the embedded model; the tenant is the aligned base as a delta, `{codec}`. Answers are greedy, of at most {new_tokens}
+lm-eval asks `deltakeeper serve` with its own clients, and the merged checkpoint in its own process. The base is the
+embedded model; the tenant is the aligned base as a delta, `{codec}`. Answers are greedy, of at most {new_tokens}
 tokens, and count as the same if their texts are. Seconds are of one run beside other work, and no measure of speed.
+
+Asked: {tasks}.
 """
 
 ROUNDED = """\
 In bfloat16 the two ways do not compute the same: the overlay adds a delta in float32 and rounds once where a merge
 rounds `W + Δ`, kernels sum in another order, and logits in process have eight bits. So log-likelihoods differ in the
-third digit, and an answer may go another way where two tokens are nearly tied.
+third digit, and an answer may go another way where two tokens are nearly tied. Neither is the truth: below is how far
+both are from the merged checkpoint in float32, whose weights have the merge's rounding too.
 """
 
 
 def lm_eval(rows: dict[str, Any]) -> str:
     """What came out the same, and by how little the rest did not."""
-    tasks = "; ".join(f"{fact['items']} items of `{fact['task']}` ({fact['shots']} shots)" for fact in rows["tasks"])
+    shots = {fact["task"]: counted(fact["shots"], "shot") for fact in rows["tasks"]}
+    tasks = "; ".join(f"{fact['items']} items of `{fact['task']}` ({shots[fact['task']]})" for fact in rows["tasks"])
     opening = OPENING.format(tasks=tasks, codec=rows["codec"], new_tokens=rows["new_tokens"])
     rated = [run for run in rows["runs"] if "numbers" in run]
     told = [run for run in rows["runs"] if "same_answers" in run]

@@ -16,11 +16,11 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import Queue
+from queue import Empty, LifoQueue
 from typing import Any
 
 from deltakeeper.errors import DataError
@@ -61,7 +61,7 @@ class Templates:
     def __init__(self, base: Any) -> None:
         self.threads = ThreadPoolExecutor(_WORKERS, "deltakeeper-template")
         self._trusted = _template_of(base)
-        self._idle: Queue[_Worker | None] = Queue()
+        self._idle: LifoQueue[_Worker | None] = LifoQueue()  # one that runs is taken before one is started
         for _ in range(_WORKERS):
             self._idle.put(None)
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -99,22 +99,35 @@ class Templates:
             self._paused[key] = time.monotonic() + _PAUSE_SECONDS
             raise TemplateError("it takes too long") from error
 
+    def start(self) -> None:
+        """See to it that a process runs, so that the first chat does not wait a second or two for it.
+
+        Where all are busy there is nothing to do, and nobody waits for them.
+        """
+        with suppress(TemplateError, Empty), self._worker(wait=False) as worker:
+            worker.start()
+
     def close(self) -> None:
         """End all processes; what is being rendered ends with an error."""
         self.threads.shutdown(wait=False, cancel_futures=True)
         self._end()
 
     def _ask(self, request: bytes) -> str:
-        worker = self._idle.get()
-        try:
-            if worker is None:
-                worker = _Worker(self._running)
+        with self._worker() as worker:
             answer = worker.ask(request)
-        finally:
-            self._idle.put(worker if worker is not None and worker.alive else None)
         if "error" in answer:
             raise TemplateError(answer["error"])
         return answer["text"]
+
+    @contextmanager
+    def _worker(self, *, wait: bool = True) -> Iterator[_Worker]:
+        """One that nobody else has meanwhile; raises Empty if there is none and `wait` is false."""
+        worker = self._idle.get(block=wait)
+        try:
+            worker = worker or _Worker(self._running)
+            yield worker
+        finally:
+            self._idle.put(worker if worker is not None and worker.alive else None)
 
 
 class _Worker:
@@ -137,11 +150,24 @@ class _Worker:
         """Whether it takes another request."""
         return self._process in self._running
 
+    def start(self) -> None:
+        """Wait until it takes requests; raises TemplateError if it does not."""
+        if self._started:
+            return
+        try:
+            self._read()
+        except BaseException as error:
+            self._stop()
+            if not isinstance(error, TimeoutError):
+                raise
+            _log.error("no chat template of a tenant can be rendered: %s does not run %s", sys.executable, _WORKER)
+            raise TemplateError("it cannot be rendered now") from error
+        self._started = True
+
     def ask(self, request: bytes) -> dict[str, str]:
         """Its answer; raises TimeoutError where it was ended for the time that it took."""
+        self.start()
         try:
-            if not self._started:
-                self._start()
             assert self._process.stdin is not None
             self._process.stdin.write(request + b"\n")
             self._process.stdin.flush()
@@ -154,14 +180,6 @@ class _Worker:
         if "memory" in answer.get("error", ""):
             self._stop()
         return answer
-
-    def _start(self) -> None:
-        try:
-            self._read()
-        except TimeoutError as error:
-            _log.error("no chat template of a tenant can be rendered: %s does not run %s", sys.executable, _WORKER)
-            raise TemplateError("it cannot be rendered now") from error
-        self._started = True
 
     def _read(self) -> dict[str, str]:
         assert self._process.stdout is not None

@@ -156,6 +156,8 @@ class Texts:
 
     def _read(self, delta: TenantDelta) -> Words:
         own = tokenizers(self.base.tokenizer, {"": delta})[""]
+        if not self.templates.trusts(own):
+            self.templates.start()
         has_own = self._with_defaults and FILE_NAME in delta.side_files
         defaults = read_defaults(delta.side_folder) if has_own else self.base.defaults
         return Words(own, delta.vocabulary, defaults, self.templates)

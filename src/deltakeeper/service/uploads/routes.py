@@ -18,7 +18,7 @@ from deltakeeper.service.uploads.arrival import Arrival
 
 router = APIRouter(tags=["deltas"], dependencies=[require("manage")])
 _PIECE = 1 << 20
-_BODY = {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+_BODY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
 
 
 @router.put(

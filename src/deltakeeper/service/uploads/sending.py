@@ -39,7 +39,7 @@ def send_artifact(folder: Path, address: str, name: str, *, key: str | None = No
     open_artifact(folder)
     files = _files(folder.resolve())
     length = sum(BLOCK + size + -size % BLOCK for _, size in files.values()) + 2 * BLOCK
-    headers = {"Content-Type": "application/x-tar", "Content-Length": str(length)}
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
     headers |= {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
         answer = httpx.put(
