@@ -16,8 +16,9 @@ once, beside each alone.
 """
 
 HELD = """\
-A load is one request to `/v1/load_lora_adapter`. *Held* is what the plugin counts; *growth* is that of the worker's own
-memory over the load, scratch of reading included. The same weights merged would be a model more.
+A load is one request to `/v1/load_lora_adapter`; the first one hashes the base too. *Held* is what the plugin counts;
+*growth* is that of the worker's own memory over the load, scratch of reading included. The same weights merged would
+be a model more.
 """
 
 
