@@ -180,6 +180,12 @@ def test_manifests_refer_to_what_there_is():
     (rule,) = CLUSTER["NetworkPolicy", "deltakeeper"]["spec"]["ingress"]
     assert rule["ports"] == [{"port": "http"}] and rule["from"]
 
+    # the loader makes keys in the database too, and is no pod that requests are sent to
+    outward = CLUSTER["NetworkPolicy", "database"]["spec"]["podSelector"]["matchLabels"].items()
+    loader = CLUSTER["Pod", "loader"]["metadata"]["labels"].items()
+    assert outward <= labels and outward <= loader
+    assert not CLUSTER["Service", "deltakeeper"]["spec"]["selector"].items() <= loader
+
 
 @pytest.mark.parametrize("pod", [POD["spec"], CLUSTER["Pod", "loader"]["spec"]], ids=["service", "loader"])
 def test_pods_have_no_rights_and_write_to_volumes_alone(pod):

@@ -19,6 +19,7 @@ _REQUEST = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10, 15, 20, 30, 40, 50, 60, 
 """vLLM's own buckets, in seconds, so that its dashboards fit."""
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "error": "error"}
 """vLLM's word for each of the engine's."""
+_REJECTIONS = ("quota", "queue_full", "draining", "not_loaded")
 
 
 class ServiceMetrics:
@@ -71,6 +72,8 @@ class ServiceMetrics:
         self._rejected = self._counter(
             "vllm:admission_rejections", "Requests that were not taken, by reason.", *self._base, "reason"
         )
+        for reason in _REJECTIONS:  # at 0, or the first of them would be no increase
+            self._rejected.labels(**self._base, reason=reason)
         self._tokens = self._counter("deltakeeper_tenant_tokens", "Tokens by tenant and kind.", "tenant", "kind")
         self._answers = self._counter(
             "deltakeeper_tenant_requests", "Answers by tenant and how they ended.", "tenant", "finished_reason"
