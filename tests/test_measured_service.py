@@ -73,7 +73,7 @@ SOAK = {
         "whole: 429": 4,
     },
     "faults": {"status 500": 2},
-    "told": [[120.0, "status 500", "what | it\n was `then`"]],
+    "told": [[120.0, "status 500", "what | it\n was `then`"], [180.0, "status 500", "what | it\n was `then`"]],
     "memory": {"rss_mib": {"early": 600.0, "late": 606.0, "growth": 0.01, "mib_per_hour": 7.25}},
     "rests": [REST, REST | {"seconds": 3600.0, "files": 16, "loads": 9000, "evictions": {"room": 7000, "unloaded": 5}}],
     "minutes": [
@@ -123,7 +123,8 @@ def test_parts_that_were_not_measured_are_left_out(measured, tmp_path):
 def test_a_soak_tells_what_failed_as_plainly_as_what_held(measured, tmp_path):
     text = page(measured, tmp_path, "service-soak", SOAK)
     assert "- no 500: **no**" in text and "- memory is flat: yes" in text
-    assert "Faults, 2 in all" in text and "- status 500, after 2 minutes: `what | it was 'then'`" in text
+    assert "Faults: status 500 2. Of the first 2" in text
+    assert text.count("- status 500, first after 2 minutes: `what | it was 'then'`") == 1
     assert cells(text, "whole") == ["answered 1,000; 429 4; 503 model_not_loaded 3"]
     assert cells(text, "`admin GET /admin`") == ["200 7"]
     assert "32 clients and 1 administrator" in text and "12 prompts" in text and "1,014 requests, 9,000 loads" in text

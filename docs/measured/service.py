@@ -76,8 +76,14 @@ def soak(rows: dict[str, Any]) -> str:
     )
     parts = [text, table(("what was asked", "what came, and how often"), _outcomes(rows["requests"])), held + "\n"]
     if rows["faults"]:
-        told = (f"- {kind}, after {at / 60:.0f} minutes: {_inline(what)}" for at, kind, what in rows["told"])
-        parts.append(f"Faults, {sum(rows['faults'].values())} in all, the first of them:\n\n" + "\n".join(told) + "\n")
+        distinct = {(kind, what): at for at, kind, what in reversed(rows["told"])}
+        told = (
+            f"- {kind}, first after {at / 60:.0f} minutes: {_inline(what)}" for (kind, what), at in distinct.items()
+        )
+        kinds = ", ".join(f"{kind} {count}" for kind, count in rows["faults"].items())
+        parts.append(
+            f"Faults: {kinds}. Of the first {len(rows['told'])}, each once:\n\n" + "\n".join(reversed([*told])) + "\n"
+        )
     memory = f"Memory of the process, median of the second sixth of the time and of the last: {memory}. {rests}"
     return "\n".join([*parts, memory + "\n"])
 
