@@ -47,6 +47,7 @@ SECTIONS = {
     "serving": Section("Serving", serving.tables, serving.figure),
     "service-load": Section("The HTTP service", service.load),
     "service-soak": Section("An hour of the HTTP service", service.soak),
+    "service-soak-mended": Section("The same after what it found was mended", service.soak),
     "defences": Section("Published defences", security.defences),
     "lens-speed": Section("Twelve variants under the lens", lens.speed),
     "lens-patching": Section("Layers exchanged", lens.patching),

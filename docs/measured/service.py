@@ -36,10 +36,6 @@ replaced, unloaded, removed and brought back deltas for {minutes:g} minutes: {re
 no two said the same; every answer and every piece of one was held to that.
 """
 
-SAWTOOTH = """\
-it rises and falls by the 16 MiB in which the kernels take memory for their forms of terms. They give it back once
-nothing lies there any more."""
-
 
 def load(rows: dict[str, Any]) -> str:
     """Markdown of throughput, waiting and shares; parts that were not measured are left out."""
@@ -70,7 +66,7 @@ def soak(rows: dict[str, Any]) -> str:
     first = rows["rests"][0]
     spread = [row["rss_mib"] for row in rows["minutes"] if row["seconds"] >= first["seconds"]]
     rests = (
-        f"From the first rest on it was between {min(spread):.1f} and {max(spread):.1f} MiB; {SAWTOOTH}\n\nAt rest, "
+        f"From the first rest on it was between {min(spread):.1f} and {max(spread):.1f} MiB.\n\nAt rest, "
         f"after {first['seconds'] / 60:.0f} and {last['seconds'] / 60:.0f} minutes: {first['files']} and "
         f"{last['files']} open files, {first['threads']} and {last['threads']} threads."
     )
