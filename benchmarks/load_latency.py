@@ -73,11 +73,9 @@ async def open_loop(
 
         while time.perf_counter() < end:
             await asyncio.sleep(draw.expovariate(rate))
-            tenant = draw.choice(tenants)
-            cold = not busy[tenant] and draw.random() < COLD
-            if busy[tenant] and any(t for t in tenants if not busy[t]):
-                tenant = draw.choice([t for t in tenants if not busy[t]])
-                cold = draw.random() < COLD
+            idle = [tenant for tenant in tenants if not busy[tenant]]
+            tenant = draw.choice(idle or tenants)
+            cold = bool(idle) and draw.random() < COLD
             busy[tenant] += 1
             tasks.append(asyncio.create_task(ask(tenant, cold)))
         answers = await asyncio.gather(*tasks)
