@@ -11,10 +11,11 @@ def timed(*rates, **more):
     return [{"tokens_s": rate, "seconds": 2.0, **more} for rate in rates]
 
 
-def wait(requests, first, between):
+def wait(requests, first, between, failed=0):
     spread = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
     return {
         "requests": requests,
+        "failed": failed,
         "first_token_s": {name: first * value for name, value in spread.items()},
         "between_tokens_s": {name: between * value for name, value in spread.items()},
     }
@@ -53,7 +54,7 @@ LOAD = {
         "part": 0.6,
         "load_average": 0.5,
         "closed": {"clients": 32, "requests_s": 5.0, **wait(300, 0.1, 0.01)},
-        "open": {"rate": 3.0, "warm": wait(150, 0.05, 0.02), "cold": wait(0, 1.0, 1.0)},
+        "open": {"rate": 3.0, "warm": wait(150, 0.05, 0.02, failed=2), "cold": wait(0, 1.0, 1.0)},
     },
     "fairness": {
         "side_by_side": 4,
@@ -104,7 +105,7 @@ def test_overhead_is_told_round_by_round(measured, tmp_path):
 def test_waits_are_percentiles_and_loops_without_requests_are_left_out(measured, tmp_path):
     text = page(measured, tmp_path, "service-load", LOAD)
     assert cells(text, "closed, 5.00 requests/s") == ["300", "0.100", "0.200", "0.300", "0.0100", "0.0200", "0.0300"]
-    assert cells(text, "open, 3.00 requests/s, warm")[:2] == ["150", "0.0500"]
+    assert cells(text, "open, 3.00 requests/s, warm")[:2] == ["150 (2 more failed)", "0.0500"]
     assert "requests/s, cold" not in text and "60 % of the rate" in text
 
 

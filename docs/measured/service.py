@@ -145,7 +145,7 @@ def _waiting(found: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            f"{one['requests']}",
+            f"{one['requests']}" + (f" ({one['failed']} more failed)" if one["failed"] else ""),
             *(figures(one["first_token_s"][p]) for p in ("p50", "p95", "p99")),
             *(figures(one["between_tokens_s"][p]) for p in ("p50", "p95", "p99")),
         )
