@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -93,29 +94,30 @@ def share(windows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _count(quiet: list[Answer], other: list[Answer], began: float, end: float) -> dict[str, Any]:
-    """Tokens that came within a window; refusals of the flooder by status."""
+    """Tokens that came within a window, and all requests by status; a place is free a moment after its answer ended."""
 
     def rate(answers: list[Answer]) -> float:
         return sum(began <= at < end for a in answers for at in a.events) / (end - began)
 
-    if bad := [a.status for a in quiet if a.status != 200]:
-        raise RuntimeError(f"{len(bad)} requests of the quiet tenant failed, the first with status {bad[0]}.")
-    statuses: dict[str, int] = {}
-    for answer in other:
-        statuses[str(answer.status)] = statuses.get(str(answer.status), 0) + 1
+    def statuses(answers: list[Answer]) -> dict[str, int]:
+        return dict(Counter(str(answer.status) for answer in answers))
+
     return {
         "seconds": end - began,
         "quiet_tokens_s": rate(quiet),
         "other_tokens_s": rate([a for a in other if a.status == 200]),
         "quiet_first_token_s": percentiles([a.first_s for a in quiet if a.events and began <= a.sent < end]),
         "other_asked": len(other),
-        "other_statuses": statuses,
+        "quiet_statuses": statuses(quiet),
+        "other_statuses": statuses(other),
     }
 
 
 async def _closed(target: Target, tenant: str, prompts: Prompts, end: float, answers: list[Answer]) -> None:
     while time.perf_counter() < end:
         answers.append(await target.stream(tenant, *prompts.next()))
+        if answers[-1].status != 200:
+            await asyncio.sleep(0.02)
 
 
 async def _set_quotas(url: str, admin: str, pair: Pair, limits: dict[str, int] | None) -> None:

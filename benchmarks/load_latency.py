@@ -73,11 +73,9 @@ async def open_loop(
 
         while time.perf_counter() < end:
             await asyncio.sleep(draw.expovariate(rate))
-            tenant = draw.choice(tenants)
-            cold = not busy[tenant] and draw.random() < COLD
-            if busy[tenant] and any(t for t in tenants if not busy[t]):
-                tenant = draw.choice([t for t in tenants if not busy[t]])
-                cold = draw.random() < COLD
+            idle = [tenant for tenant in tenants if not busy[tenant]]
+            tenant = draw.choice(idle or tenants)
+            cold = bool(idle) and draw.random() < COLD
             busy[tenant] += 1
             tasks.append(asyncio.create_task(ask(tenant, cold)))
         answers = await asyncio.gather(*tasks)
@@ -86,19 +84,16 @@ async def open_loop(
 
 
 def waits(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Percentiles of what clients waited, in seconds.
-
-    Raises:
-        RuntimeError: a request failed.
-    """
-    if bad := [a for a in answers if a.status != 200]:
-        raise RuntimeError(f"{len(bad)} of {len(answers)} requests failed, the first with status {bad[0].status}.")
+    """Percentiles of what clients waited, in seconds; requests that failed are counted apart."""
+    failed = sum(a.status != 200 for a in answers)
+    answers = [a for a in answers if a.status == 200]
     gaps = [gap for a in answers for gap in a.gaps_s]
     return {
         "requests": len(answers),
+        "failed": failed,
         "tokens": sum(a.tokens for a in answers),
         "events": sum(len(a.events) for a in answers),
-        "first_token_s": percentiles([a.first_s for a in answers]),
+        "first_token_s": percentiles([a.first_s for a in answers if a.events]),
         "between_tokens_s": percentiles(gaps),
     }
 

@@ -11,10 +11,11 @@ def timed(*rates, **more):
     return [{"tokens_s": rate, "seconds": 2.0, **more} for rate in rates]
 
 
-def wait(requests, first, between):
+def wait(requests, first, between, failed=0):
     spread = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
     return {
         "requests": requests,
+        "failed": failed,
         "first_token_s": {name: first * value for name, value in spread.items()},
         "between_tokens_s": {name: between * value for name, value in spread.items()},
     }
@@ -53,7 +54,7 @@ LOAD = {
         "part": 0.6,
         "load_average": 0.5,
         "closed": {"clients": 32, "requests_s": 5.0, **wait(300, 0.1, 0.01)},
-        "open": {"rate": 3.0, "warm": wait(150, 0.05, 0.02), "cold": wait(0, 1.0, 1.0)},
+        "open": {"rate": 3.0, "warm": wait(150, 0.05, 0.02, failed=2), "cold": wait(0, 1.0, 1.0)},
     },
     "fairness": {
         "side_by_side": 4,
@@ -73,7 +74,7 @@ SOAK = {
         "whole: 429": 4,
     },
     "faults": {"status 500": 2},
-    "told": [[120.0, "status 500", "what | it\n was `then`"]],
+    "told": [[120.0, "status 500", "what | it\n was `then`"], [180.0, "status 500", "what | it\n was `then`"]],
     "memory": {"rss_mib": {"early": 600.0, "late": 606.0, "growth": 0.01, "mib_per_hour": 7.25}},
     "rests": [REST, REST | {"seconds": 3600.0, "files": 16, "loads": 9000, "evictions": {"room": 7000, "unloaded": 5}}],
     "minutes": [
@@ -104,7 +105,7 @@ def test_overhead_is_told_round_by_round(measured, tmp_path):
 def test_waits_are_percentiles_and_loops_without_requests_are_left_out(measured, tmp_path):
     text = page(measured, tmp_path, "service-load", LOAD)
     assert cells(text, "closed, 5.00 requests/s") == ["300", "0.100", "0.200", "0.300", "0.0100", "0.0200", "0.0300"]
-    assert cells(text, "open, 3.00 requests/s, warm")[:2] == ["150", "0.0500"]
+    assert cells(text, "open, 3.00 requests/s, warm")[:2] == ["150 (2 more failed)", "0.0500"]
     assert "requests/s, cold" not in text and "60 % of the rate" in text
 
 
@@ -123,7 +124,8 @@ def test_parts_that_were_not_measured_are_left_out(measured, tmp_path):
 def test_a_soak_tells_what_failed_as_plainly_as_what_held(measured, tmp_path):
     text = page(measured, tmp_path, "service-soak", SOAK)
     assert "- no 500: **no**" in text and "- memory is flat: yes" in text
-    assert "Faults, 2 in all" in text and "- status 500, after 2 minutes: `what | it was 'then'`" in text
+    assert "Faults: status 500 2. Of the first 2" in text
+    assert text.count("- status 500, first after 2 minutes: `what | it was 'then'`") == 1
     assert cells(text, "whole") == ["answered 1,000; 429 4; 503 model_not_loaded 3"]
     assert cells(text, "`admin GET /admin`") == ["200 7"]
     assert "32 clients and 1 administrator" in text and "12 prompts" in text and "1,014 requests, 9,000 loads" in text

@@ -48,6 +48,7 @@ SECTIONS = {
     "serving": Section("Serving", serving.tables, serving.figure),
     "service-load": Section("The HTTP service", service.load),
     "service-soak": Section("An hour of the HTTP service", service.soak),
+    "service-soak-mended": Section("The same after what it found was mended", service.soak),
     "service-lm-eval-float32": Section("lm-eval over HTTP, float32", clients.lm_eval),
     "service-lm-eval-bfloat16": Section("lm-eval over HTTP, bfloat16", clients.lm_eval),
     "defences": Section("Published defences", security.defences),

@@ -36,10 +36,6 @@ replaced, unloaded, removed and brought back deltas for {minutes:g} minutes: {re
 no two said the same; every answer and every piece of one was held to that.
 """
 
-SAWTOOTH = """\
-it rises and falls by the 16 MiB in which the kernels take memory for their forms of terms. They give it back once
-nothing lies there any more."""
-
 
 def load(rows: dict[str, Any]) -> str:
     """Markdown of throughput, waiting and shares; parts that were not measured are left out."""
@@ -70,14 +66,20 @@ def soak(rows: dict[str, Any]) -> str:
     first = rows["rests"][0]
     spread = [row["rss_mib"] for row in rows["minutes"] if row["seconds"] >= first["seconds"]]
     rests = (
-        f"From the first rest on it was between {min(spread):.1f} and {max(spread):.1f} MiB; {SAWTOOTH}\n\nAt rest, "
+        f"From the first rest on it was between {min(spread):.1f} and {max(spread):.1f} MiB.\n\nAt rest, "
         f"after {first['seconds'] / 60:.0f} and {last['seconds'] / 60:.0f} minutes: {first['files']} and "
         f"{last['files']} open files, {first['threads']} and {last['threads']} threads."
     )
     parts = [text, table(("what was asked", "what came, and how often"), _outcomes(rows["requests"])), held + "\n"]
     if rows["faults"]:
-        told = (f"- {kind}, after {at / 60:.0f} minutes: {_inline(what)}" for at, kind, what in rows["told"])
-        parts.append(f"Faults, {sum(rows['faults'].values())} in all, the first of them:\n\n" + "\n".join(told) + "\n")
+        distinct = {(kind, what): at for at, kind, what in reversed(rows["told"])}
+        told = (
+            f"- {kind}, first after {at / 60:.0f} minutes: {_inline(what)}" for (kind, what), at in distinct.items()
+        )
+        kinds = ", ".join(f"{kind} {count}" for kind, count in rows["faults"].items())
+        parts.append(
+            f"Faults: {kinds}. Of the first {len(rows['told'])}, each once:\n\n" + "\n".join(reversed([*told])) + "\n"
+        )
     memory = f"Memory of the process, median of the second sixth of the time and of the last: {memory}. {rests}"
     return "\n".join([*parts, memory + "\n"])
 
@@ -143,7 +145,7 @@ def _waiting(found: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            f"{one['requests']}",
+            f"{one['requests']}" + (f" ({one['failed']} more failed)" if one["failed"] else ""),
             *(figures(one["first_token_s"][p]) for p in ("p50", "p95", "p99")),
             *(figures(one["between_tokens_s"][p]) for p in ("p50", "p95", "p99")),
         )
