@@ -22,7 +22,7 @@ KEYS = {name: Principal(name, "tenant") for name in ("flood", "quiet")}
 
 @contextmanager
 def measured(engine):
-    """The engine takes its time; passes from the submission of each of the quiet one's requests to its first word."""
+    """Passes from the submission of each of the quiet one's answers to its first word, by an engine in no hurry."""
     submit, step, passes = engine.submit, engine._core.step, []
 
     def slow_step():
@@ -65,8 +65,9 @@ def test_a_request_that_takes_every_place_holds_another_key_up_for_some_passes(s
             full = again.post("/v1/completions", json=FLOOD | {"n": 128, "stream": False})
             assert (full.status_code, full.json()["error"]["code"]) == (503, "queue_full")
         assert quiet.post("/v1/completions", json=ONE | {"model": model, "n": 3, "temperature": 1}).status_code == 200
-        assert services.engine.stats().running == 4 and services.engine.stats().waiting > 10
-    assert len(passes) == 4 and max(passes[:1]) <= PATIENCE + 4 and max(passes) <= 2 * PATIENCE + 8
+        wait_until(lambda: services.engine.stats().running == 4)
+        assert services.engine.stats().waiting > 10  # the flood goes on meanwhile
+    assert len(passes) == 4 and passes[0] <= PATIENCE + 4 and max(passes) <= 2 * PATIENCE + 8, passes
 
 
 def test_a_key_over_its_quota_is_stopped_before_its_body_is_read_and_loads_nothing(service_folder, tmp_path):
@@ -77,7 +78,8 @@ def test_a_key_over_its_quota_is_stopped_before_its_body_is_read_and_loads_nothi
         def answered(self, model, stream, tokens):
             pass
 
-        token_after = answered
+        def token_after(self, model, seconds):
+            pass
 
         def rejected(self, reason):
             refused.append(reason)

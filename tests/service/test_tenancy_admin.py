@@ -34,7 +34,8 @@ def gate(tmp_path):
 def client(gate):
     app = FastAPI(openapi_url=None)
     app.include_router(router)
-    app.state.services = SimpleNamespace(gate=gate)
+    store = SimpleNamespace(names=lambda: ["a", "b", "org/name"])
+    app.state.services = SimpleNamespace(gate=gate, base_name="base", store=store)
     add_error_answers(app)
     with TestClient(app) as made:
         yield made
@@ -146,6 +147,16 @@ def test_quotas_are_set_shown_and_taken_away(client, gate, admin):
     for _ in range(10):
         with gate.admit(anybody, "org/name", 1):
             pass
+
+
+def test_names_of_models_that_nobody_knows_are_taken_with_a_warning(client, gate, admin):
+    for verb, path, wanted in (
+        (client.put, "/admin/quotas/model/mispelt", {"concurrent": 1}),
+        (client.post, "/admin/keys", {"name": "x", "models": ["a", "mispelt", "base"]}),
+    ):
+        told = verb(path, json=wanted, headers=admin).json()["warning"]
+        assert told == "No model is known as 'mispelt' yet."
+    assert "warning" not in client.put("/admin/quotas/model/*", json={"concurrent": 1}, headers=admin).json()
 
 
 def test_a_quota_is_of_a_key_that_there_is_or_of_each(client, admin):

@@ -39,9 +39,9 @@ class LineRoom:
         """
         with self._lock:
             own, own_tokens = self._owners.get(owner, (0, 0))
-            full = not _fits(self.most, self.requests, own, 1)
+            full = not fits(self.most, self.requests, own, 1)
             if self._most_tokens is not None and self.requests:
-                full = full or not _fits(self._most_tokens, self._tokens, own_tokens, tokens)
+                full = full or not fits(self._most_tokens, self._tokens, own_tokens, tokens)
             if full:
                 whose = f"{self.requests} requests wait already" if not own else f"{own} requests of yours wait already"
                 raise QueueFullError(f"{whose}; ask again later.")
@@ -67,6 +67,7 @@ class LineRoom:
             del self._owners[owner]
 
 
-def _fits(most: int, taken: int, own: int, more: int) -> bool:
+def fits(most: int, taken: int, own: int, more: int) -> bool:
+    """Whether an owner may have more of a room: it has to leave as much as it takes, or to have nothing yet."""
     left = most - taken
     return more <= left and (not own or own + more <= left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 
 from deltakeeper.engine.line_room import LineRoom
 from deltakeeper.engine.parties import Circle, Party
@@ -99,25 +99,27 @@ class WaitingLine:
         self._owners.charge(owner, cost)
         owner.tenants.charge(tenant, cost)
 
-    def next(self, passed_over: Container[str | None]) -> Sequence | None:
+    def next(self, passed_over: Collection[str | None]) -> Sequence | None:
         """Whose turn it is, leaving out some tenants: it stays in the line until it starts."""
-        for _, tenant in self._turns():
-            if (sequence := tenant.line[0]).request.tenant not in passed_over:
-                return sequence
-        return None
+        turns = self._turns()
+        if passed_over:
+            turns = [pair for pair in turns if pair[1].line[0].request.tenant not in passed_over]
+        return min(turns, key=_turn)[1].line[0] if turns else None
 
     def claims(self) -> Iterator[tuple[Sequence, Tenant]]:
         """Waiting requests to which a place is due that another tenant has, and which; in order of turns."""
-        for owner, tenant in self._turns():
+        turns = sorted(self._turns(), key=_turn)
+        largest = self._owners.largest()
+        own = {owner: owner.tenants.largest() for owner, _ in turns}
+        for owner, tenant in turns:
             if not tenant.line:  # whoever was asked about has ended
                 continue
             sequence = tenant.line[0]
             waited = self.passes - sequence.since
-            largest = self._owners.largest()
             if largest.makes_room_for(owner, waited):
                 yield sequence, largest.tenants.largest()
-            elif (other := owner.tenants.largest()).makes_room_for(tenant, waited):
-                yield sequence, other
+            elif own[owner].makes_room_for(tenant, waited):
+                yield sequence, own[owner]
 
     def is_of(self, sequence: Sequence, tenant: Tenant) -> bool:
         """Whether a request is one of a tenant of its owner."""
@@ -134,14 +136,13 @@ class WaitingLine:
         return owner.served, tenant.served
 
     def _turns(self) -> list[tuple[Owner, Tenant]]:
-        """Tenants that have requests here, in the order of their turns."""
+        """Tenants that have requests here."""
         self._owners.settle()
         turns = []
         for owner in self._owners.there.values():
             if owner.waiting:
                 owner.tenants.settle()
                 turns += [(owner, tenant) for tenant in owner.tenants.there.values() if tenant.line]
-        turns.sort(key=_turn)
         return turns
 
     def _parties(self, sequence: Sequence) -> tuple[Owner, Tenant]:

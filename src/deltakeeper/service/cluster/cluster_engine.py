@@ -13,6 +13,7 @@ from deltakeeper.engine.line_room import LineRoom
 from deltakeeper.engine.stream import Stream
 from deltakeeper.errors import EngineError
 from deltakeeper.service.cluster.catalog import Catalog
+from deltakeeper.service.cluster.departures import Departures
 from deltakeeper.service.cluster.feeding import Tally, feed, reproducible
 from deltakeeper.service.cluster.messages import Asked, Told
 from deltakeeper.service.cluster.scaling import Scaling
@@ -50,6 +51,7 @@ class ClusterEngine:
         self._max_waiting, self._listen = max_waiting, listen
         self._lock = threading.Lock()
         self._room = LineRoom(max_waiting)
+        self._departures = Departures(self._capacity)
         self._open: dict[Stream, Request] = {}
         self._tasks: dict[Stream, asyncio.Task[None]] = {}  # the loop's alone
         self._draining = self._closing = False
@@ -74,7 +76,7 @@ class ClusterEngine:
         """
         place = None if request.tenant is None else self._catalog.place(request.tenant)
         asked = Asked(reproducible(request), place)
-        most = self._max_waiting + len(self._watch.live()) * self._scaling.max_ongoing  # here and at the replicas
+        most = self._max_waiting + self._capacity()
         stream = Stream(request.id, len(request.prompt), wake, lambda: self._cancel(stream))
         with self._lock:
             if self._draining or self._closing:
@@ -133,17 +135,22 @@ class ClusterEngine:
 
     async def _feed(self, stream: Stream, asked: Asked) -> None:
         try:
-            await feed(
-                stream,
-                asked,
-                self._watch.replicas,
-                tries=self._scaling.tries,
-                unchanged=self._unchanged,
-                tally=self.tally,
-                listen=self._listen,
-            )
+            async with self._departures.away(asked.request.owner):
+                await feed(
+                    stream,
+                    asked,
+                    self._watch.replicas,
+                    tries=self._scaling.tries,
+                    unchanged=self._unchanged,
+                    tally=self.tally,
+                    listen=self._listen,
+                )
         except Exception as error:
             stream.end("error", error=f"the answer could not be passed on: {error!r}")
+
+    def _capacity(self) -> int:
+        """Requests that the replicas take; what is sent while none runs waits for the first."""
+        return max(1, len(self._watch.live())) * self._scaling.max_ongoing
 
     def _unchanged(self, asked: Asked) -> bool:
         return asked.place is None or self._catalog.find(asked.place.name) == asked.place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deltakeeper.service.errors import NotFound
 from deltakeeper.service.guard import require
+from deltakeeper.service.running import Services
 from deltakeeper.service.tenancy.gate import StateGate
 from deltakeeper.service.tenancy.keys import KeyRole
 from deltakeeper.service.tenancy.quotas import EACH, MOST, Limits, Quota, Scope
@@ -57,15 +59,18 @@ def list_keys(gate: KeptGate) -> dict[str, Any]:
 
 
 @router.post("/keys", status_code=201)
-def create_key(wanted: KeyWanted, gate: KeptGate, response: Response) -> dict[str, Any]:
-    """Make a key. The answer is the only place where its secret is ever shown."""
+def create_key(wanted: KeyWanted, gate: KeptGate, request: Request, response: Response) -> dict[str, Any]:
+    """Make a key. The answer is the only place where its secret is ever shown.
+
+    It has a `warning` if the key is for models that are not known yet.
+    """
     models = None if wanted.models == "all" else wanted.models
     if wanted.role == "tenant" and wanted.models is None:
         models = []  # refused below: what is not allowed is denied
     made = gate.keys.create(wanted.name, wanted.role, models, expires_in=wanted.expires_in)
     gate.refresh()
     response.headers["Cache-Control"] = "no-store"
-    return {**made.key.to_json(time.time()), "secret": made.secret}
+    return {**made.key.to_json(time.time()), "secret": made.secret, **_warning(request, models or ())}
 
 
 @router.get("/keys/{key_id}")
@@ -95,14 +100,14 @@ def get_quota(scope: Scope, subject: Subject, gate: KeptGate) -> dict[str, Any]:
 
 
 @router.put("/quotas/{scope}/{subject:path}")
-def set_quota(scope: Scope, subject: Subject, wanted: LimitsWanted, gate: KeptGate) -> dict[str, Any]:
-    """Set a quota; it holds for the next request."""
+def set_quota(scope: Scope, subject: Subject, wanted: LimitsWanted, gate: KeptGate, request: Request) -> dict[str, Any]:
+    """Set a quota; it holds for the next request. There is a `warning` if it is of a model that is not known yet."""
     if scope == "key" and subject != EACH:
         gate.keys.get(subject)
     quota = Quota(scope, subject, Limits(**wanted.model_dump()))
     gate.quotas.set(quota)
     gate.refresh()
-    return quota.to_json()
+    return quota.to_json() | _warning(request, {subject} - {EACH} if scope == "model" else ())
 
 
 @router.delete("/quotas/{scope}/{subject:path}")
@@ -111,3 +116,12 @@ def remove_quota(scope: Scope, subject: Subject, gate: KeptGate) -> dict[str, An
     gate.quotas.remove(scope, subject)
     gate.refresh()
     return {"scope": scope, "subject": subject, "deleted": True}
+
+
+def _warning(request: Request, names: Iterable[str]) -> dict[str, str]:
+    """A sentence on models that are not known: they may come later, or be misspelt."""
+    services: Services = request.app.state.services
+    unknown = sorted(set(names) - {services.base_name, *services.store.names()})
+    if not unknown:
+        return {}
+    return {"warning": f"No model is known as {', '.join(map(repr, unknown[:8]))} yet."}
