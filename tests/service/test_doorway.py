@@ -240,6 +240,7 @@ def test_probes_are_no_news_unless_they_fail(live, caplog, monkeypatch):
         client.get("/openapi.json")
         monkeypatch.setattr(type(live.services.engine), "alive", property(lambda engine: False))
         client.get("/ready")
+    wait_until(lambda: "GET /ready -> 503" in caplog.text)  # a line is written once its answer has been sent
     told = [record.getMessage() for record in caplog.records if " -> " in record.getMessage()]
     assert len(told) == 2 and "GET /openapi.json -> 200" in told[0] and "GET /ready -> 503" in told[1]
 
