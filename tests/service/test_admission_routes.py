@@ -51,7 +51,7 @@ def serving(world, here, keys=None, admission=True, store=None, **policy):
             admission=parts.admission if admission else None,
         )
         app = build_app(services, [deltas.router, decisions.router])
-        parts.client = TestClient(app, raise_server_exceptions=False)
+        parts.client = TestClient(app, "http://localhost", raise_server_exceptions=False)
         yield parts
 
 

@@ -23,7 +23,8 @@ KEYS = {
     "signs": Principal("k-signs", "tenant", frozenset({"signs"})),
 }
 SECRET = "dk-never-in-a-log"
-PUBLIC = {"/health", "/ready", "/openapi.json"}
+PUBLIC = {"/health", "/ready", "/ping", "/version", "/openapi.json"}
+JSON = {"Content-Type": "application/json"}
 
 extra = APIRouter(prefix="/extra")
 
@@ -40,7 +41,7 @@ async def broken(body: dict):
 
 @pytest.fixture(scope="module")
 def live(service_folder):
-    limits = ServiceSettings(max_body_bytes=4096, max_header_bytes=2048)
+    limits = ServiceSettings(max_body_bytes=4096, max_body_objects=4050, max_header_bytes=2048)
     with (
         opened_services(service_folder, gate=FakeGate(KEYS), settings=limits) as services,
         served(services, [extra]) as live,
@@ -175,11 +176,49 @@ def test_bodies_and_headers_have_limits(live):
     with live.client("all") as client:
         large = json.dumps(asking(user="x" * 5000)).encode()
         assert client.post("/v1/completions", content=large).status_code == 413
-        chunked = client.post("/v1/completions", content=iter([large[:3000], large[3000:]]))
+        chunked = client.post("/v1/completions", content=iter([large[:3000], large[3000:]]), headers=JSON)
         assert chunked.status_code == 413 and chunked.json()["error"]["type"] == "RequestTooLargeError"
         assert client.get("/health", headers={"X-Long": "x" * 3000}).status_code == 431
         assert client.get("/health?" + "x" * 3000).status_code == 431
         assert client.get("/health").status_code == 200
+
+
+def test_a_body_of_nothing_but_objects_is_not_read(live):
+    with live.client("all") as client:
+        for body in (b"[" * 4060, b'{"prompt":[' + b"{}," * 1300 + b"[" * 20):
+            read = client.post("/v1/completions", content=body, headers=JSON)
+            assert read.status_code == (413 if len(body) == 4060 else 400)
+
+
+def test_a_body_is_json_and_says_so(live):
+    body = json.dumps(asking()).encode()
+    with live.client("all") as client:
+        for given in ("application/x-www-form-urlencoded", "text/plain", None):
+            headers = {} if given is None else {"Content-Type": given}
+            for content in (body, iter([body])):
+                refused = client.post("/v1/completions", content=content, headers=headers)
+                assert refused.status_code == 415 and "application/json" in refused.json()["error"]["message"]
+        for given in ("application/json", "Application/JSON; charset=utf-8", "application/x+json"):
+            assert client.post("/v1/completions", content=body, headers={"Content-Type": given}).status_code == 200
+        assert client.post("/v1/completions").status_code == 400  # there is no body that could be anything
+
+
+def test_a_request_with_two_lengths_ends_its_connection(live):
+    host, port = live.server.servers[0].sockets[0].getsockname()
+    doubtful = b"POST /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with socket.create_connection((host, port), timeout=5) as peer:
+        peer.sendall(doubtful + b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        answered = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert answered.startswith(b"HTTP/1.1 400") and answered.count(b"HTTP/1.1") == 1
+
+
+def test_probes_are_answered_in_the_ways_that_others_ask(live):
+    with live.client() as client:
+        for path in ("/health", "/ready", "/ping"):
+            asked = client.head(path)
+            assert (asked.status_code, asked.content) == (200, b"")
+        assert client.post("/ping").status_code == client.get("/ping").status_code == 200
+        assert client.get("/version").json() == {"version": client.get("/openapi.json").json()["info"]["version"]}
 
 
 def _take_lines(caplog, lines):
@@ -201,6 +240,7 @@ def test_probes_are_no_news_unless_they_fail(live, caplog, monkeypatch):
         client.get("/openapi.json")
         monkeypatch.setattr(type(live.services.engine), "alive", property(lambda engine: False))
         client.get("/ready")
+    wait_until(lambda: "GET /ready -> 503" in caplog.text)  # a line is written once its answer has been sent
     told = [record.getMessage() for record in caplog.records if " -> " in record.getMessage()]
     assert len(told) == 2 and "GET /openapi.json -> 200" in told[0] and "GET /ready -> 503" in told[1]
 
@@ -244,5 +284,5 @@ def test_the_document_says_which_routes_want_a_key(live):
     [(name, scheme)] = found["components"]["securitySchemes"].items()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     wanted = {path: one.get("security") for path, methods in found["paths"].items() for one in methods.values()}
-    assert wanted.pop("/health") is None and wanted.pop("/ready") is None
+    assert all(wanted.pop(path) is None for path in ("/health", "/ready", "/ping", "/version"))
     assert "/v1/models/{model}" in wanted and all(security == [{name: []}] for security in wanted.values())

@@ -10,11 +10,14 @@ import pytest
 from service_cases import PROMPT, FakeGate, opened_services, served
 
 from deltakeeper.engine import Request, Sampling
+from deltakeeper.service.settings import ServiceSettings
+
+LIMITS = ServiceSettings(max_logprob_entries=1000)
 
 
 @pytest.fixture(scope="module")
 def live(service_folder):
-    with opened_services(service_folder, gate=FakeGate()) as services, served(services) as live:
+    with opened_services(service_folder, gate=FakeGate(), settings=LIMITS) as services, served(services) as live:
         yield live
 
 
@@ -196,3 +199,97 @@ def test_a_prompt_may_fill_the_context_but_for_one_token(client):
         client.completions.create(model="signs", prompt=[500])
     with pytest.raises(openai.BadRequestError, match="empty"):
         client.completions.create(model="base", prompt="")
+    with pytest.raises(openai.BadRequestError, match="The prompt has a token outside the vocabulary") as raised:
+        client.completions.create(model="base", prompt=[500])
+    assert raised.value.param == "prompt"
+
+
+def test_an_answer_goes_back_as_the_client_has_it(client):
+    turns = [*CHAT]
+    for shape in (lambda message: message, lambda message: message.model_dump()):
+        said = client.chat.completions.create(model="base", messages=turns, max_tokens=2).choices[0].message
+        turns += [shape(said), {"role": "user", "content": "w1"}]
+    found = client.chat.completions.create(model="base", messages=turns, max_tokens=2)
+    plain = [{"role": turn["role"], "content": turn["content"]} for turn in map(dict, turns)]
+    alike = client.chat.completions.create(model="base", messages=plain, max_tokens=2)
+    assert found.usage.prompt_tokens == alike.usage.prompt_tokens > 8
+    quiet = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [], "refusal": None}, *CHAT]
+    assert client.chat.completions.create(model="base", messages=quiet, max_tokens=1).choices
+    with pytest.raises(openai.BadRequestError, match="content is missing"):
+        client.chat.completions.create(model="base", messages=[{"role": "user", "content": None}])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"n": None, "stream": None, "temperature": None, "tool_choice": None, "anything": None},
+        {"skip_special_tokens": True, "spaces_between_special_tokens": True, "min_tokens": 0, "length_penalty": 1.0},
+        {"chat_template_kwargs": {}, "add_generation_prompt": True, "bad_words": [], "reasoning_effort": "none"},
+        {"stream_options": {"include_obfuscation": False}, "include_stop_str_in_output": False, "priority": 0},
+    ],
+)
+def test_what_is_null_or_is_done_anyway_is_taken(client, more):
+    assert client.chat.completions.create(model="base", messages=CHAT, max_tokens=1, extra_body=more).choices
+
+
+def test_salts_of_one_key_keep_its_users_apart(client):
+    cached = [
+        client.completions.create(
+            model="base", prompt=[9] * 40, max_tokens=1, extra_body={"cache_salt": salt}
+        ).usage.prompt_tokens_details.cached_tokens
+        for salt in ("a", "a", "b", "")
+    ]
+    assert cached[1] >= 32 and cached[0] == cached[2] == cached[3] == 0
+
+
+def test_an_echoed_prompt_of_one_token_is_listed(client):
+    for most in (0, 2):
+        found = client.completions.create(model="base", prompt=[9], max_tokens=most, echo=True, logprobs=1).choices[0]
+        listed = found.logprobs
+        assert (listed.tokens[0], listed.token_logprobs[0], listed.top_logprobs[0]) == ("w5", None, None)
+        assert len(listed.tokens) == len(listed.text_offset) == 1 + most
+        assert listed.text_offset[:2] == [0, 2][: 1 + most] and found.text.startswith("w5")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_is_rated_once_for_all_its_answers(client, live, monkeypatch, stream):
+    handed, submit = [], live.services.engine.submit
+    monkeypatch.setattr(
+        live.services.engine, "submit", lambda request, wake: (handed.append(request), submit(request, wake))[1]
+    )
+    asked = {"model": "base", "prompt": [[9, 10, 11, 12], [9, 13]], "max_tokens": 2, "temperature": 1, "seed": 3}
+    found = client.completions.create(**asked, n=3, echo=True, logprobs=1, stream=stream)
+    rated = [[] for _ in range(6)]
+    for choice in [one for chunk in found for one in chunk.choices] if stream else found.choices:
+        rated[choice.index] += choice.logprobs.token_logprobs if choice.logprobs else []
+    assert [request.prompt_logprobs for request in handed] == [1, None, None, 1, None, None]
+    assert [len(one) for one in rated] == [6, 6, 6, 4, 4, 4]
+    assert rated[0][:4] == rated[1][:4] == rated[2][:4] and rated[3][:2] == rated[5][:2] and rated[0][0] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"logprobs": 21}, "at most 20"),
+        ({"logprobs": 20, "prompt": [[5] * 60] * 8, "max_tokens": 60}, "1000 is the most"),
+        ({"prompt": "w" * 1025}, "1024 characters"),
+        ({"prompt": ["w5", "w" * 1025]}, "1024 characters"),
+    ],
+)
+def test_what_would_cost_too_much_is_refused_before_it_does(client, live, monkeypatch, asked, told):
+    monkeypatch.setattr(live.server.config.app.state.texts.base, "encode", None)
+    monkeypatch.setattr(live.services.engine, "submit", None)
+    with pytest.raises(openai.BadRequestError, match=told):
+        client.completions.create(**{"model": "base", "prompt": [5], "echo": True} | asked)
+
+
+def test_tokens_of_texts_and_chats_are_those_that_are_asked(live):
+    with live.client() as client:
+        text = client.post("/tokenize", json={"model": "signs", "prompt": PROMPT, "return_token_strs": True}).json()
+        assert text["tokens"] == list(encode(live, PROMPT)) and text["count"] == len(text["tokens"])
+        assert text["token_strs"][-1] == "w8" and text["max_model_len"] == 64
+        chat = client.post("/tokenize", json={"model": "base", "messages": CHAT}).json()
+        assert chat["tokens"] == list(encode(live, f"w0 {PROMPT} w1 w2")) and chat["token_strs"] is None
+        for bad in ({}, {"prompt": "w1", "messages": CHAT}, {"prompt": "w" * 1025}, {"prompt": ["w1"]}):
+            assert client.post("/tokenize", json={"model": "base"} | bad).status_code == 400
+        assert client.post("/tokenize", json={"model": "nobody", "prompt": "w1"}).status_code == 404

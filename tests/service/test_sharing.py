@@ -17,6 +17,7 @@ from deltakeeper.service.tenancy.quotas import Limits, Quota
 
 FLOOD = {"model": "signs", "prompt": PROMPT, "max_tokens": 50, "ignore_eos": True, "n": 64, "stream": True}
 ONE = {"model": "ranks", "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
+JSON = {"Content-Type": "application/json"}
 KEYS = {name: Principal(name, "tenant") for name in ("flood", "quiet")}
 
 
@@ -94,7 +95,7 @@ def test_a_key_over_its_quota_is_stopped_before_its_body_is_read_and_loads_nothi
         ):
             gate.quotas.set(Quota("key", "*", Limits(requests_per_minute=3)))
             gate.refresh()
-            answers = [client.post("/v1/completions", content=b"[" * 1000) for _ in range(5)]
+            answers = [client.post("/v1/completions", content=b"[" * 1000, headers=JSON) for _ in range(5)]
             assert [answer.status_code for answer in answers] == [400] * 3 + [429] * 2  # a mistake counts too
             assert int(answers[-1].headers["retry-after"]) >= 19
             assert client.get("/v1/models").status_code == 200 and refused == ["quota"] * 2

@@ -12,7 +12,7 @@ from deltakeeper.service import health, models
 from deltakeeper.service.doorway import Doorway
 from deltakeeper.service.error_answers import ErrorBody, add_error_answers
 from deltakeeper.service.guard import require
-from deltakeeper.service.openai import chat, completions
+from deltakeeper.service.openai import chat, completions, tokenization
 from deltakeeper.service.running import Services
 from deltakeeper.service.texts import Texts
 
@@ -42,7 +42,15 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
     app.state.services = services
     app.state.texts = Texts(services.base, with_defaults=services.settings.generation_config == "auto")
     add_error_answers(app)
-    for router in (health.router, models.router, chat.router, completions.router, _document, *more):
+    for router in (
+        health.router,
+        models.router,
+        chat.router,
+        completions.router,
+        tokenization.router,
+        _document,
+        *more,
+    ):
         app.include_router(router)
     app.add_middleware(
         Doorway,
@@ -51,6 +59,7 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
         settings=services.settings,
         traces=services.traces,
         metrics=services.metrics,
+        context=services.engine.context,
     )
     return app
 

@@ -26,7 +26,8 @@ from deltakeeper.service.settings import ServiceSettings
 
 _log = logging.getLogger("deltakeeper.service")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_PROBES = ("/health", "/ready")
+_PROBES = ("/health", "/ready", "/ping")
+_JSON = re.compile(r"\s*application/([^;\s]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 """By other names nobody asks a service without keys: a web page could make one point here (DNS rebinding)."""
 _UNFORESEEN = "The service failed in a way that it does not know; its log says how, under this request id."
@@ -40,6 +41,7 @@ class Doorway:
         routes: those of the application.
         gate: identifies callers.
         settings: limits of headers and bodies.
+        context: most tokens of a prompt, for which a body must have room.
         traces: told of every request; None where nobody traces.
         metrics: told of requests that quotas keep out; None where nobody measures.
 
@@ -55,15 +57,17 @@ class Doorway:
         settings: ServiceSettings,
         traces: Tracer | None = None,
         metrics: Observer | None = None,
+        context: int = 0,
     ) -> None:
+        json = settings.body_bytes(context), settings.max_body_objects
         self._app, self._gate, self._settings, self._traces = app, gate, settings, traces
         self._metrics = metrics
-        self._table: list[tuple[re.Pattern[str], frozenset[str], Kind, int]] = [
+        self._table: list[tuple[re.Pattern[str], frozenset[str], Kind, tuple[int, int | None]]] = [
             (
                 route.path_regex,
                 frozenset(route.methods),
                 kind,
-                settings.max_upload_bytes if is_upload(route) else settings.max_body_bytes,
+                (settings.max_upload_bytes, None) if is_upload(route) else json,
             )
             for route, kind in guarded_routes(routes)
         ]
@@ -84,7 +88,8 @@ class Doorway:
                 if answer is not None:
                     await answer(scope, receive, visit.send)
                 else:
-                    await self._app(scope, _Body(receive, scope["state"]["most_bytes"]), visit.send)
+                    most, objects = scope["state"]["limits"]
+                    await self._app(scope, _Body(receive, most, objects), visit.send)
             except Exception:
                 _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
                 if not visit.status:
@@ -99,6 +104,10 @@ class Doorway:
 
     def _stopped(self, scope: Scope) -> ASGIApp | None:
         """The answer to a request that does not get in."""
+        length, chunked = _header(scope, b"content-length"), _header(scope, b"transfer-encoding") is not None
+        if length is not None and chunked:  # a proxy may end the request elsewhere, and what follows be another's
+            told = "The body has a Content-Length and a Transfer-Encoding; send one of them."
+            return status_response(400, told, {"Connection": "close"})
         size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope.get("raw_path") or b"")
         if size + len(scope.get("query_string") or b"") > self._settings.max_header_bytes:
             return status_response(
@@ -115,8 +124,8 @@ class Doorway:
         if found is None:
             allowed = ", ".join(sorted(set().union(*(methods for _, methods, _, _ in met))))
             return status_response(405, f"This path answers to {allowed} only.", {"Allow": allowed})
-        _, _, kind, most = found
-        scope["state"]["most_bytes"] = most
+        _, _, kind, (most, objects) = found
+        scope["state"]["limits"] = most, objects
         if kind != "public":
             try:
                 principal = let_in(self._gate, scope, kind)
@@ -124,9 +133,11 @@ class Doorway:
                     self._count(principal)
             except ServiceError as error:
                 return error_response(error)
-        length = _header(scope, b"content-length")
         if length is not None and (not length.isdigit() or int(length) > most):
             return status_response(413, _too_large(most))
+        has_body = chunked or length not in (None, "0")
+        if has_body and objects is not None and not _is_json(scope):
+            return status_response(415, "The body is read as JSON only; send it with Content-Type: application/json.")
         return None
 
     def _count(self, principal: Principal) -> None:
@@ -139,16 +150,22 @@ class Doorway:
 
 
 class _Body:
-    """A request's body as it comes, up to a limit: a body sent in chunks does not say its length beforehand."""
+    """A request's body as it comes, up to limits: a body sent in chunks does not say its length beforehand."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._limit, self._left = receive, limit, limit
+    def __init__(self, receive: Receive, limit: int, objects: int | None) -> None:
+        self._receive, self._limit, self._left, self._objects = receive, limit, limit, objects
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        self._left -= len(message.get("body", b""))
+        body = message.get("body", b"")
+        self._left -= len(body)
         if self._left < 0:
             raise HTTPException(413, _too_large(self._limit))  # the framework lets only these through
+        if self._objects is None:  # a file, which is written as it comes
+            return message
+        self._objects -= body.count(b"[") + body.count(b"{")
+        if self._objects < 0:
+            raise HTTPException(413, "The body has too many lists and objects, or brackets in texts; send fewer.")
         return message
 
 
@@ -194,6 +211,10 @@ def _request_id(scope: Scope) -> str:
 def _header(scope: Scope, name: bytes) -> str | None:
     values = [value for key, value in scope["headers"] if key == name]
     return values[0].decode("latin-1") if values else None
+
+
+def _is_json(scope: Scope) -> bool:
+    return _JSON.fullmatch(_header(scope, b"content-type") or "") is not None
 
 
 def _host(scope: Scope) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 from fastapi import APIRouter, Request
 
 from deltakeeper.service.errors import Unavailable
@@ -11,7 +13,11 @@ from deltakeeper.service.running import Services
 router = APIRouter(tags=["health"], dependencies=[require("public")])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
+@router.head("/ping", include_in_schema=False)
+@router.post("/ping", include_in_schema=False)
+@router.get("/ping")
 async def health(request: Request) -> dict[str, str]:
     """200 as long as the engine lives; 503 once its loop has ended, since only a restart helps then."""
     services: Services = request.app.state.services
@@ -20,6 +26,7 @@ async def health(request: Request) -> dict[str, str]:
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
     """200 while requests are taken; 503 while it drains or cannot tell keys, so that nothing new is routed here."""
@@ -28,6 +35,12 @@ async def ready(request: Request) -> dict[str, str]:
     if not services.gate.knows:
         raise Unavailable("Keys cannot be checked at the moment.", retry_after=services.settings.retry_seconds)
     return {"status": "ready"}
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """The version of this program, in vLLM's shape."""
+    return {"version": metadata.version("deltakeeper")}
 
 
 def check_taking(services: Services) -> None:

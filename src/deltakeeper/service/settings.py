@@ -13,7 +13,11 @@ class ServiceSettings:
     """Limits of what one request may ask, checked before anything is made of it.
 
     Attributes:
-        max_body_bytes: of a request's body.
+        max_body_bytes: of a request's body, or more where a prompt as long as the context needs it: see `body_bytes`.
+        max_body_objects: opening brackets and braces of a body, in texts too. Each may become an object, and a body
+            that is made of them alone would hold everybody up while it is read.
+        characters_per_token: most characters of a prompt for each token of the context; a longer text cannot fit, and
+            is refused before anybody makes tokens of it.
         max_upload_bytes: of an artifact that is pushed to the service; a policy may allow fewer.
         max_header_bytes: of a request's line and headers together.
         max_prompts: prompts in one request to `/v1/completions`.
@@ -21,6 +25,8 @@ class ServiceSettings:
         max_stop_strings: of one request; OpenAI allows 4.
         max_stop_characters: of one stop string.
         max_new_tokens: where an answer ends, whatever a request says; None for where the context does.
+        max_logprobs: likeliest tokens that are reported at each place; vLLM's bound.
+        max_logprob_entries: tokens that are reported by one request, over all its answers and echoed prompts.
         default_new_tokens: length of an answer to a chat that does not say; the context may end it before.
         load_seconds: how long a request waits for its cold tenant before it is told to come back.
         encode_seconds: how long a prompt may take to become tokens, its tenant's others before it included.
@@ -34,7 +40,9 @@ class ServiceSettings:
         DataError: a limit is not positive.
     """
 
-    max_body_bytes: int = 8 << 20
+    max_body_bytes: int = 1 << 20
+    max_body_objects: int = 1 << 16
+    characters_per_token: int = 16
     max_upload_bytes: int = 16 << 30
     max_header_bytes: int = 32 << 10
     max_prompts: int = 128
@@ -42,6 +50,8 @@ class ServiceSettings:
     max_stop_strings: int = 16
     max_stop_characters: int = 1024
     max_new_tokens: int | None = None
+    max_logprobs: int = 20
+    max_logprob_entries: int = 1 << 18
     default_new_tokens: int = 1024
     load_seconds: float = 60.0
     encode_seconds: float = 30.0
@@ -57,3 +67,11 @@ class ServiceSettings:
                 raise DataError(f"service setting {field.name} is {value}; give a positive number.")
         if self.generation_config not in ("auto", "none"):
             raise DataError(f"service setting generation_config is '{self.generation_config}'; give auto or none.")
+
+    def prompt_characters(self, context: int) -> int:
+        """Most characters of a prompt where it may have so many tokens."""
+        return self.characters_per_token * context
+
+    def body_bytes(self, context: int) -> int:
+        """Most bytes of a body where a prompt may have so many tokens."""
+        return max(self.max_body_bytes, self.prompt_characters(context))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from deltakeeper.errors import DataError
@@ -102,6 +103,10 @@ class Words:
         """The text of a prompt that was given as tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def spell(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as the tokenizer has them in its vocabulary."""
+        return [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids))]
+
     def show(self, token: int) -> str:
         """One token as text, special ones too; what is no whole character is U+FFFD."""
         text = self._shown.get(token)
@@ -129,7 +134,7 @@ class Texts:
         self._with_defaults = with_defaults
         self.templates = Templates(base.tokenizer)
         defaults = read_defaults(base.path) if with_defaults else None
-        self.base = Words(base.tokenizer, defaults=defaults, templates=self.templates)
+        self.base = Words(base.tokenizer, _vocabulary(base.path), defaults, self.templates)
         self._kept: dict[str, asyncio.Task[Words]] = {}
 
     async def of(self, version: str, delta: Any) -> Words:
@@ -161,3 +166,14 @@ class Texts:
         has_own = self._with_defaults and FILE_NAME in delta.side_files
         defaults = read_defaults(delta.side_folder) if has_own else self.base.defaults
         return Words(own, delta.vocabulary, defaults, self.templates)
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """Tokens that a model knows, by its config; None where that does not say, and the engine alone knows."""
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return int(config.get_text_config().vocab_size)
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -75,7 +75,6 @@ def ask(
     prompts: Sequence[Sequence[int]],
     *,
     longest: int | None,
-    logprobs: int | None,
     echo: bool = False,
 ) -> Answering:
     """Hand in one request an answer: `n` of them for the first prompt, then those for the second, and so on.
@@ -85,13 +84,13 @@ def ask(
         body: how tokens are chosen, and what ends an answer.
         prompts: token ids, each checked.
         longest: tokens of an answer; None for what the service gives by default, 0 to rate the prompts only.
-        logprobs: likeliest tokens that are reported at each place.
-        echo: whether log-probabilities of the prompt are wanted too.
+        echo: whether log-probabilities of the prompt are wanted too; the first of the `n` answers has them for all.
 
     Raises:
+        BadRequest: more log-probabilities are asked for than one answer may have.
         ServiceError: see `Answering`.
     """
-    services, model = call.services, call.model
+    services, model, logprobs = call.services, call.model, body.rated
     wanted = services.settings.default_new_tokens if longest is None else max(1, longest)
     if services.settings.max_new_tokens is not None:
         wanted = min(wanted, services.settings.max_new_tokens)
@@ -104,14 +103,31 @@ def ask(
             stop=body.stops,
             stop_tokens=tuple(body.stop_token_ids or ()),
             ignore_eos=body.ignore_eos,
-            prompt_logprobs=logprobs if echo else None,
+            prompt_logprobs=logprobs if echo and not choice else None,
             owner=call.principal.key_id or "",
-            cache_salt=call.principal.key_id or "",
+            cache_salt=_salt(call, body),
             id=call.request_id,
         )
         for prompt in prompts
         for choice in range(body.n)
     ]
+    if logprobs is not None:
+        places = sum(one.max_new_tokens + (len(one.prompt) if echo else 0) for one in requests)
+        _check_entries(places * max(1, logprobs), services.settings.max_logprob_entries, body)
     return Answering(
         services, call.principal, model.name, requests, choices=body.n, counted=longest != 0, arrived=call.arrived
     )
+
+
+def _salt(call: Call, body: ChatBody | CompletionBody) -> str:
+    """What keeps cached blocks apart: the key, and what its holder adds to tell their own users apart."""
+    return "\0".join([call.principal.key_id or "", *([body.cache_salt] if body.cache_salt else [])])
+
+
+def _check_entries(entries: int, most: int, body: ChatBody | CompletionBody) -> None:
+    if entries > most:
+        raise BadRequest(
+            f"Up to {entries} log-probabilities would be reported, and {most} is the most; ask for fewer of them, for "
+            "shorter or fewer answers, or for fewer prompts at once.",
+            param=body.rated_by,
+        )

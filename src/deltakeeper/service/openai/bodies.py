@@ -7,30 +7,26 @@ and are not served are refused (https://platform.openai.com/docs/api-reference, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deltakeeper.engine import Sampling
+from deltakeeper.service.openai.fields import Body, Nothing, Pairs, Prompts, Text, Texts, Tokens
 from deltakeeper.service.sampling_defaults import SamplingDefaults
 
-Tokens = list[Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]]
-Text = Annotated[str, Field(max_length=1 << 23)]
-"""With a length, since measuring it is what refuses halves of characters, which no tokenizer takes."""
+_DEFAULT = "Not served; only its default is taken (vLLM's)."
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False, hide_input_in_errors=True)
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """How a stream is written."""
 
     include_usage: bool = Field(False, description="Add a last chunk that has the usage and no choices.")
     continuous_usage_stats: bool = Field(False, description="Say the usage so far in every chunk (vLLM's).")
+    include_obfuscation: bool = Field(False, description="Taken and not used.")
 
 
-class _Asking(_Body):
+class _Asking(Body):
     """What both ways of asking share."""
 
     model: str = Field(max_length=256, description="The base's name or that of a tenant; see /v1/models.")
@@ -43,17 +39,29 @@ class _Asking(_Body):
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
     repetition_penalty: float | None = Field(None, ge=1e-3, le=1e3, description="(vLLM's)")
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63, description="Makes an answer reproducible.")
-    stop: Text | list[Text] | None = Field(None, description="Strings that end the answer and are not part of it.")
+    stop: Text | Texts | None = Field(None, description="Strings that end the answer and are not part of it.")
     stop_token_ids: Tokens | None = Field(None, max_length=64, description="Tokens that end the answer (vLLM's).")
     ignore_eos: bool = Field(False, description="Go on after an end-of-text token (vLLM's).")
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Taken and not used.")
-    logit_bias: dict[str, float] | None = Field(None, description="Not served; must be empty.")
+    logit_bias: dict[str, Any] | None = Field(None, description="Not served; must be empty.")
+    cache_salt: str | None = Field(
+        None, max_length=256, description="Prompts are cached apart from those with another one (vLLM's)."
+    )
+    skip_special_tokens: Literal[True] | None = Field(None, description=_DEFAULT)
+    spaces_between_special_tokens: Literal[True] | None = Field(None, description=_DEFAULT)
+    include_stop_str_in_output: Literal[False] | None = Field(None, description=_DEFAULT)
+    use_beam_search: Literal[False] | None = Field(None, description=_DEFAULT)
+    return_tokens_as_token_ids: Literal[False] | None = Field(None, description=_DEFAULT)
+    min_tokens: int | None = Field(None, ge=0, le=0, description=_DEFAULT)
+    length_penalty: float | None = Field(None, ge=1, le=1, description=_DEFAULT)
+    priority: int | None = Field(None, ge=0, le=0, description=_DEFAULT)
+    bad_words: Nothing | None = Field(None, description=_DEFAULT)
 
     @field_validator("logit_bias")
     @classmethod
-    def _no_bias(cls, value: dict[str, float] | None) -> None:
+    def _no_bias(cls, value: dict[str, Any] | None) -> None:
         if value:
             raise ValueError("logit_bias is not served; leave it out.")
 
@@ -85,7 +93,9 @@ class _Asking(_Body):
 class CompletionBody(_Asking):
     """`POST /v1/completions`."""
 
-    prompt: Text | list[Text] | Tokens | list[Tokens] = Field(description="A text or its tokens, or several of either.")
+    rated_by: ClassVar[str] = "logprobs"
+
+    prompt: Text | Texts | Tokens | Prompts = Field(description="A text or its tokens, or several of either.")
     max_tokens: int | None = Field(16, ge=0, le=1 << 31, description="Longest answer; 0 only with `echo`.")
     logprobs: int | None = Field(None, ge=0, le=100, description="Report so many likeliest tokens at each place.")
     echo: bool = Field(False, description="Give the prompt back in front of the answer, log-probabilities too.")
@@ -104,6 +114,11 @@ class CompletionBody(_Asking):
         return self
 
     @property
+    def rated(self) -> int | None:
+        """How many likeliest tokens are reported at each place; None for no report."""
+        return self.logprobs
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
         given: Any = self.prompt
@@ -111,28 +126,39 @@ class CompletionBody(_Asking):
         return [given] if alone else list(given)
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A piece of a message's content."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Body):
+class Message(Body):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(max_length=1024)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=1024)] | None = Field(
+        None, description="May be missing from a turn of the assistant only."
+    )
     name: str | None = Field(None, max_length=256, description="Taken and not used.")
+    refusal: str | None = Field(None, max_length=0, description="Of an answer that comes back; must be empty.")
+    annotations: Nothing | None = Field(None, description="Of an answer that comes back; must be empty.")
+    tool_calls: Nothing | None = Field(None, description="Not served; must be empty.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content is missing; give it.")
+        return self
 
     def turn(self) -> dict[str, str]:
         """The turn as a chat template knows it; `developer` is what OpenAI calls a system turn now."""
-        parts: str | Sequence[TextPart] = self.content
+        parts: str | Sequence[TextPart] = self.content or ""
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """Shape of an answer; only text is served."""
 
     type: Literal["text"]
@@ -141,26 +167,37 @@ class ResponseFormat(_Body):
 class ChatBody(_Asking):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    rated_by: ClassVar[str] = "top_logprobs"
+
+    messages: list[Message] = Field(fail_fast=True, min_length=1, max_length=4096)
     max_tokens: int | None = Field(None, ge=1, le=1 << 31, description="Longest answer.")
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31, description="The same, by its newer name.")
     logprobs: bool | None = Field(None, description="Report log-probabilities.")
     top_logprobs: int | None = Field(None, ge=0, le=100, description="Of so many likeliest tokens at each place.")
     response_format: ResponseFormat | None = None
-    tools: list[Any] | None = Field(None, max_length=0, description="Not served; must be empty.")
+    tools: Nothing | None = Field(None, description="Not served; must be empty.")
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = Field(None, description="Taken and not used.")
-    metadata: dict[str, str] | None = Field(None, description="Taken and not used.")
+    metadata: Pairs | None = Field(None, description="Taken and not used.")
     store: Literal[False] | None = Field(None, description="Nothing is stored.")
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = Field(None, max_length=256, description="Taken and not used.")
     prompt_cache_key: str | None = Field(None, max_length=256, description="Taken and not used.")
+    reasoning_effort: Literal["none"] | None = Field(None, description="No model is told to reason.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=0, description="Not served; must be empty.")
+    add_generation_prompt: Literal[True] | None = Field(None, description=_DEFAULT)
+    continue_final_message: Literal[False] | None = Field(None, description=_DEFAULT)
 
     @model_validator(mode="after")
     def _fits(self) -> ChatBody:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true; set it.")
         return self
+
+    @property
+    def rated(self) -> int | None:
+        """How many likeliest tokens are reported at each place; None for no report."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def longest(self) -> int | None:

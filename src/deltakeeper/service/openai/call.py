@@ -50,19 +50,24 @@ async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: 
         Refused: policy keeps the model out.
         Unavailable: the service is stopping, or the model cannot be loaded now.
     """
+    check_sizes(body, prompts, request.app.state.services.settings)
+    return await enter_call(request, body.model, prompts * body.n)
+
+
+async def enter_call(request: Request, name: str, answers: int = 1) -> Call:
+    """Take a request whose sizes are within limits, and see to it that its model is loaded; raises as `open_call`."""
     arrived = time.perf_counter()
     services: Services = request.app.state.services
     check_taking(services)
-    check_sizes(body, prompts, services.settings)
     principal = request.state.principal
-    await check_known(services, principal, body.model)
+    await check_known(services, principal, name)
     try:
-        services.gate.check(principal, body.model, prompts * body.n)
+        services.gate.check(principal, name, answers)
     except TooManyRequests:
         if services.metrics is not None:
             services.metrics.rejected("quota")
         raise
-    model = await find_model(services, request.app.state.texts, principal, body.model)
+    model = await find_model(services, request.app.state.texts, principal, name)
     return Call(services, principal, model, arrived, request.state.request_id)
 
 
@@ -85,4 +90,26 @@ def check_sizes(body: ChatBody | CompletionBody, prompts: int, settings: Service
             f"The stop strings are too many or too long; give at most {settings.max_stop_strings} of at most "
             f"{settings.max_stop_characters} characters.",
             param="stop",
+        )
+    if (body.rated or 0) > settings.max_logprobs:
+        raise BadRequest(
+            f"{body.rated} log-probabilities a token are too many; ask for at most {settings.max_logprobs}.",
+            param=body.rated_by,
+        )
+
+
+def check_length(characters: int, call: Call, param: str) -> None:
+    """Refuse a text that cannot fit, before anybody makes tokens of it.
+
+    Raises:
+        BadRequest: it has more characters than any tokens of the context.
+    """
+    context = call.services.engine.context
+    most = call.services.settings.prompt_characters(context)
+    if characters > most:
+        raise BadRequest(
+            f"The prompt has {characters} characters, but prompt and answer may have {context} tokens together and "
+            f"{most} characters are the most that is tried; shorten it.",
+            param=param,
+            code="context_length_exceeded",
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.types import Receive
 
 from deltakeeper.engine.stream import Token
@@ -30,6 +31,24 @@ async def read_whole(answering: Answering, receive: Receive) -> list[list[Token]
     finally:
         watcher.cancel()
         answering.close()
+
+
+async def answer_json(
+    exchange: Exchange, choices: Callable[[], list[dict[str, Any]]], usage: dict[str, Any], *, long: bool
+) -> JSONResponse:
+    """A whole answer.
+
+    Args:
+        exchange: what it is part of.
+        choices: makes them.
+        usage: of tokens.
+        long: whether they are made on a thread, since log-probabilities may be many.
+    """
+
+    def write() -> JSONResponse:
+        return JSONResponse(exchange.envelope(choices()) | {"usage": usage})
+
+    return await asyncio.to_thread(write) if long else write()
 
 
 async def with_usage(
