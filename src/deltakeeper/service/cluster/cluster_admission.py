@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,10 @@ class ClusterAdmission:
         if known is None:
             raise Unavailable(f"Nothing was decided on '{name}'; ask again later.", retry_after=1.0)
         return known
+
+    def replace(self, name: str, folder: Path, *, planes: int | None = None) -> Future[str]:
+        """See `Admission.replace`; the replica that the name's requests go to does it, the others when they come."""
+        return self._tenants.replace(name, folder, planes=planes)
 
     def known(self, name: str, version: str | None = None) -> Decision | None:
         """The latest decision on a tenant, whichever replica made it and on whichever version."""
