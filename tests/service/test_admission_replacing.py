@@ -119,10 +119,12 @@ def test_the_old_version_answers_until_the_new_one_has_passed_its_canary(world, 
 def test_a_replacement_that_fails_does_not_hide_a_name_that_nobody_asked_yet(world, here, monkeypatch):
     with serving(world, here, canary=LENIENT) as parts:
         monkeypatch.setattr(parts.admission._trials.canary, "faults", lambda reading: ["It is worse than before."])
+        error_of(parts.client.put("/admin/deltas/signs", json={"path": "stranger", "replace": True}), 422)
+        assert "signs" in listed(parts)
         error_of(parts.client.put("/admin/deltas/signs", json={"path": "second", "replace": True}), 422)
         assert "signs" in listed(parts)
-        [entry] = parts.client.get("/admin/decisions").json()["data"]
-        assert (entry["name"], entry["verdict"]) == ("signs", "refused")
+        log = parts.client.get("/admin/decisions").json()["data"]
+        assert [(entry["name"], entry["verdict"]) for entry in log] == [("signs", "refused")] * 2
         assert (here / "deltas" / "signs").is_dir() and not (here / "deltas" / "signs").is_symlink()
 
 

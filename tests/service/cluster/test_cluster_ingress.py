@@ -178,6 +178,11 @@ def test_a_canary_runs_where_the_delta_is_loaded(own, bound, verdict):
         (entry,) = c.get("/admin/decisions").json()["data"]
         assert (entry["name"], entry["verdict"], entry["canary"]["prompts"]) == ("signs", verdict, 4)
         assert c.get("/admin/deltas/signs").json()["decision"]["verdict"] == verdict
+        if verdict == "admitted":
+            served_now = found.json()["choices"]
+            turned = c.put("/admin/deltas/signs", json={"path": "ranks", "replace": True})
+            assert turned.status_code == 200 and turned.json()["artifact"]["folder"] == "ranks"
+            assert c.post("/v1/completions", json=ASKED | {"model": "signs"}).json()["choices"] != served_now
 
 
 def test_lost_replicas_cost_no_answer(cluster_folder, tmp_path):

@@ -29,6 +29,7 @@ from deltakeeper.service.admission.standing import Key, Standing
 from deltakeeper.service.admission.trials import Trials
 from deltakeeper.service.admission_port import Decision
 from deltakeeper.service.errors import Unavailable
+from deltakeeper.service.serving_port import TenantPlaces
 
 _PAUSE = 0.01
 _SEEN_SECONDS = 5.0
@@ -109,6 +110,8 @@ class PolicyAdmission:
         if held is None or held[0] != seen or time.monotonic() > held[1]:
             held = (seen, time.monotonic() + _SEEN_SECONDS, self._decide(name, folder))
             self._seen[name] = held
+        if held[2].verdict == "refused" and stands_for_another(self._store, name, folder):
+            self._pass_over(name)
         return held[2]
 
     def _decide(self, name: str, folder: Path) -> Decision:
@@ -248,6 +251,14 @@ class PolicyAdmission:
         if self._store is None or self._tenants is None or self._trials is None:
             raise TenantError("Admission knows no store yet; call `tenants` before the service starts.")
         return self._store, self._tenants, self._trials
+
+
+def stands_for_another(store: TenantPlaces | None, name: str, folder: Path) -> bool:
+    """Whether a name is known, and for another artifact."""
+    try:
+        return store is not None and store.source(name).path.resolve() != folder.resolve()
+    except TenantError:
+        return False
 
 
 def _signature(folder: Path) -> Signature:
