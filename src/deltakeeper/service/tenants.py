@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.engine.tenant_files import check_name
-from deltakeeper.errors import ArtifactError, ChangedError, DeltakeeperError, TenantError
+from deltakeeper.errors import (
+    ArtifactError,
+    ChangedError,
+    DeltakeeperError,
+    OverlayError,
+    OversizedError,
+    TenantError,
+)
 from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import NotFound, Refused, ServiceError, Unavailable
 from deltakeeper.service.running import Services
@@ -17,6 +24,8 @@ from deltakeeper.service.serving_port import HeldTenant
 from deltakeeper.service.texts import Texts, Words
 
 _log = logging.getLogger("deltakeeper.service")
+_FOR_GOOD = (ArtifactError, OverlayError, OversizedError)
+"""What a load fails with where waiting does not help; a cluster's counters say so later."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
                 folder = services.store.source(name).path
                 await asyncio.to_thread(services.admission.decide, name, folder)  # a refusal that is logged
         check_admitted(services, name)
-        raise _not_loaded(services, name) from error
+        raise _not_loaded(services, name, error) from error
 
 
 async def _loaded(services: Services, texts: Texts, name: str) -> Model:
@@ -137,12 +146,11 @@ def _not_found(name: str) -> NotFound:
     )
 
 
-def _not_loaded(services: Services, name: str) -> ServiceError:
-    try:
+def _not_loaded(services: Services, name: str, why: Exception | None = None) -> ServiceError:
+    wait, unusable = 0.0, isinstance(why, _FOR_GOOD) and not isinstance(why, ChangedError)
+    with suppress(KeyError, TenantError):
         stats = services.store.stats().tenants[name]
-        wait, unusable = stats.retry_seconds, stats.unusable
-    except (KeyError, TenantError):
-        wait, unusable = 0.0, False
+        wait, unusable = stats.retry_seconds, unusable or stats.unusable
     if services.metrics is not None:
         services.metrics.rejected("not_loaded")
     if unusable:
