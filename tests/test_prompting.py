@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from deltakeeper import prompting
-from deltakeeper.errors import DataError
+from deltakeeper.errors import ChangedError, DataError
+from deltakeeper.overlay.side_files import hash_side_files
 from deltakeeper.prompting import Prompt, encode, read_prompts, tokenizers
 from deltakeeper.testing.models import write_tokenizer
 
@@ -30,7 +31,10 @@ def delta(folder, **files):
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
-    return SimpleNamespace(side_folder=folder, side_files=tuple(name.replace("__", ".") for name in files))
+    names = {name.replace("__", ".") for name in files}
+    return SimpleNamespace(
+        side_folder=folder, side_files={k: v for k, v in hash_side_files(folder).items() if k in names}
+    )
 
 
 def test_lines_of_a_file(tmp_path):
@@ -110,7 +114,7 @@ def test_a_tenant_may_have_a_chat_template_of_its_own(base, tmp_path, files):
 
 def test_a_tenant_may_have_words_of_its_own(base, tmp_path):
     write_tokenizer(tmp_path / "a", words=5)
-    own = SimpleNamespace(side_folder=tmp_path / "a", side_files=("tokenizer.json", "tokenizer_config.json"))
+    own = SimpleNamespace(side_folder=tmp_path / "a", side_files=hash_side_files(tmp_path / "a"))
     found = tokenizers(base, {"a": own})
     assert words(found["a"], encode(found["a"], Prompt("w4 w5"), None)) == ["w4", "<unk>"]
     assert words(base, encode(base, Prompt("w4 w5"), None)) == ["w4", "w5"]
@@ -132,3 +136,19 @@ def test_a_mistyped_key_is_refused(tmp_path):
     file.write_text('{"prompt": "x", "tenant": "a"}\n{"prompt": "y", "tenants": "a"}\n')
     with pytest.raises(DataError, match=r"line 2.*unknown key 'tenants'"):
         read_prompts(file)
+
+
+@pytest.mark.parametrize("files", [{"chat_template__jinja": "w2"}, {"tokenizer__json": "{}"}])
+def test_files_that_changed_since_their_delta_was_loaded_are_not_read(base, tmp_path, files):
+    own = delta(tmp_path / "a", **files)
+    for name in own.side_files:
+        (tmp_path / "a" / name).write_text("w3")
+    with pytest.raises(ChangedError, match="is not what it was"):
+        tokenizers(base, {"a": own})
+
+
+def test_a_tokenizer_is_read_from_the_files_of_its_delta_alone(base, tmp_path):
+    write_tokenizer(tmp_path / "a", words=5)
+    own = SimpleNamespace(side_folder=tmp_path / "a", side_files=hash_side_files(tmp_path / "a"))
+    (tmp_path / "a" / "chat_template.jinja").write_text("w3")  # transformers would take it up
+    assert tokenizers(base, {"a": own})["a"].chat_template is None

@@ -17,6 +17,10 @@ class BaseMismatchError(ArtifactError):
     """A delta artifact was made from another base model."""
 
 
+class ChangedError(ArtifactError):
+    """A file of a delta artifact has other bytes than when the delta was loaded."""
+
+
 class CodecError(DeltakeeperError):
     """A codec is unknown, or a setting of it is out of range."""
 
@@ -55,3 +59,7 @@ class EngineError(DeltakeeperError):
 
 class TenantError(EngineError):
     """A tenant is unknown, could not be loaded, or does not fit the byte budget."""
+
+
+class OversizedError(TenantError):
+    """A delta is larger than the budget of all tenants together, so that no waiting helps."""

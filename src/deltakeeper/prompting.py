@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import DataError
+from deltakeeper.errors import ChangedError, DataError
 from deltakeeper.overlay import TenantDelta
+from deltakeeper.overlay.side_files import checked_copy
 
 MOST_BYTES = 256 << 20
 MOST_TEMPLATE_BYTES = 1 << 20
@@ -133,19 +134,23 @@ def tokenizers(base: Any, deltas: Mapping[str, TenantDelta]) -> dict[str | None,
     """The tokenizer of the base (under None) and of each tenant, which may have words or a chat template of its own.
 
     Raises:
-        DataError: a tenant's files cannot be read.
+        ChangedError: a tenant's files are not what they were when it was loaded.
+        DataError: they cannot be read.
     """
     return {None: base} | {
         name: _tokenizer(base, delta.side_folder, delta.side_files) for name, delta in deltas.items()
     }
 
 
-def _tokenizer(base: Any, folder: Path, files: Sequence[str]) -> Any:
+def _tokenizer(base: Any, folder: Path, files: Mapping[str, str]) -> Any:
     if set(_TOKENIZER_FILES) & set(files):
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            with checked_copy(folder, files) as copied:
+                return AutoTokenizer.from_pretrained(str(copied), local_files_only=True, trust_remote_code=False)
+        except ChangedError:
+            raise
         except Exception as error:  # a file from outside, read by a library that raises all kinds of errors
             raise DataError(f"the tokenizer in {folder} cannot be read ({error}); get the artifact again.") from error
     template = _template(folder, files)
@@ -156,16 +161,17 @@ def _tokenizer(base: Any, folder: Path, files: Sequence[str]) -> Any:
     return own
 
 
-def _template(folder: Path, files: Sequence[str]) -> str | None:
+def _template(folder: Path, files: Mapping[str, str]) -> str | None:
     """A chat template that stands beside no tokenizer, in any of the three places where transformers keeps it."""
     for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         if name not in files:
             continue
         file = folder / name
         try:
-            if file.stat().st_size > MOST_TEMPLATE_BYTES:
-                raise ValueError("it is too large")
-            text = file.read_text(encoding="utf-8")
+            with checked_copy(folder, files, [name]) as copied:
+                if (copied / name).stat().st_size > MOST_TEMPLATE_BYTES:
+                    raise ValueError("it is too large")
+                text = (copied / name).read_text(encoding="utf-8")
             found = text if name.endswith(".jinja") else json.loads(text).get("chat_template")
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} cannot be read ({error}); get the artifact again.") from error

@@ -7,13 +7,14 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 from deltakeeper.errors import OverlayError
 
 
 class FakeDelta:
     vocabulary = 96
-    side_files = ()
+    side_files: ClassVar[dict[str, str]] = {}
 
     def __init__(self, overlay, folder, version, nbytes):
         self.overlay, self.side_folder, self.version, self.nbytes = overlay, folder, version, nbytes

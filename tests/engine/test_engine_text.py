@@ -17,6 +17,7 @@ from deltakeeper.engine.detokenizer import Detokenizer
 from deltakeeper.engine.stops import StopStrings
 from deltakeeper.engine.text_side import TextSides, base_side
 from deltakeeper.errors import EngineError, TenantError
+from deltakeeper.overlay.side_files import hash_side_files
 from deltakeeper.testing.models import build_model
 
 
@@ -202,7 +203,8 @@ class Delta:
     vocabulary = 300
 
     def __init__(self, folder, files):
-        self.side_folder, self.side_files = folder, tuple(files)
+        own = hash_side_files(folder)
+        self.side_folder, self.side_files = folder, {name: own[name] for name in files if name in own}
 
 
 def side_of(sides, delta):

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 
 import torch
 import yaml
+from service_cases import FakeGate
+from starlette.testclient import TestClient
 
 from deltakeeper.artifact import open_artifact
 from deltakeeper.attestation import make_keys
@@ -30,7 +32,9 @@ from deltakeeper.engine import Engine, EngineSettings
 from deltakeeper.engine.store import TenantStore
 from deltakeeper.live_base import open_base
 from deltakeeper.overlay import attach
-from deltakeeper.service.admission import DecisionLog, PolicyAdmission, read_policy
+from deltakeeper.service.admission import DecisionLog, PolicyAdmission, decisions, deltas, read_policy
+from deltakeeper.service.app import build_app
+from deltakeeper.service.running import Services
 from deltakeeper.study.summary import Number
 from deltakeeper.testing import write_pair, write_tokenizer
 
@@ -154,3 +158,27 @@ def running(*arguments, **options):
         yield parts
     finally:
         parts.close()
+
+
+@contextmanager
+def serving(world, here, keys=None, admission=True, store=None, **policy):
+    with running(world, here / "deltas", write_policy(here, **policy), here / "log.jsonl", **(store or {})) as parts:
+        services = Services(
+            engine=parts.engine,
+            store=parts.store,
+            base=parts.base,
+            base_name="base",
+            gate=FakeGate(keys or {}),
+            deltas=here / "deltas",
+            admission=parts.admission if admission else None,
+        )
+        app = build_app(services, [deltas.router, decisions.router])
+        parts.client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+        yield parts
+
+
+def error_of(answer, status):
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"].endswith(".")
+    return error

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import shutil
 import threading
-from contextlib import contextmanager
 
 import pytest
-from admission_parts import make_deltas, running, write_judge, write_policy
-from service_cases import FakeGate
-from starlette.testclient import TestClient
+from admission_parts import error_of, make_deltas, serving, write_judge
 
 from deltakeeper.compress import compress
 from deltakeeper.engine import Request
 from deltakeeper.service.access import Principal
 from deltakeeper.service.admission import decisions, deltas
-from deltakeeper.service.app import build_app
 from deltakeeper.service.errors import NotFound
 from deltakeeper.service.guard import guarded_routes
-from deltakeeper.service.running import Services
 
 ADMIN = {"Authorization": "Bearer admin"}
 KEYS = {"admin": Principal("a", "admin"), "tenant": Principal("t", "tenant", frozenset({"signs"}))}
@@ -38,32 +33,8 @@ def here(world, tmp_path):
     return tmp_path
 
 
-@contextmanager
-def serving(world, here, keys=None, admission=True, store=None, **policy):
-    with running(world, here / "deltas", write_policy(here, **policy), here / "log.jsonl", **(store or {})) as parts:
-        services = Services(
-            engine=parts.engine,
-            store=parts.store,
-            base=parts.base,
-            base_name="base",
-            gate=FakeGate(keys or {}),
-            deltas=here / "deltas",
-            admission=parts.admission if admission else None,
-        )
-        app = build_app(services, [deltas.router, decisions.router])
-        parts.client = TestClient(app, "http://localhost", raise_server_exceptions=False)
-        yield parts
-
-
 def ask(parts, tenant="signs", tokens=4):
     return parts.engine.submit(Request((5, 6, 7), tenant, tokens)).result(30)
-
-
-def error_of(answer, status):
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"} and error["message"].endswith(".")
-    return error
 
 
 def test_all_of_these_routes_are_for_administrators(world, here):
@@ -304,7 +275,8 @@ def test_without_a_policy_the_operator_is_told_once_why_a_delta_cannot_be_served
     with serving(world, here, admission=False) as parts:
         for _ in range(3):
             asked = parts.client.post("/v1/completions", json={"model": "stranger", "prompt": "w1"})
-            assert error_of(asked, 503)["code"] == "model_not_loaded"
+            assert error_of(asked, 422)["code"] == "model_unusable" and "Retry-After" not in asked.headers
+        assert "stranger" not in {card["id"] for card in parts.client.get("/v1/models").json()["data"]}
     told = [record.getMessage() for record in caplog.records if "cannot be served" in record.getMessage()]
     assert len(told) == 1 and "is not the base that is served" in told[0] and "serve it on its own base" in told[0]
 
@@ -322,6 +294,7 @@ def test_clients_of_vllm_load_and_unload(world, here):
         assert client.post("/v1/load_lora_adapter", json=other).status_code == 200
         gone = client.post("/v1/unload_lora_adapter", json={"lora_name": "mine"})
         assert gone.text == "Success: LoRA adapter 'mine' removed successfully."
+        assert not (here / "deltas" / "mine").is_symlink()
         assert (
             "cannot be found"
             in error_of(client.post("/v1/unload_lora_adapter", json={"lora_name": "nobody"}), 404)["message"]

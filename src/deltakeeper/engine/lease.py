@@ -16,9 +16,10 @@ class Lease:
         version: identity of the content, lower-case hex; two leases of one name may differ after a swap.
         slot: the slot of that version in the overlay, 1 or more.
         delta: the delta in memory.
+        record: what the store remembers of the version.
     """
 
-    __slots__ = ("_record", "_unpin", "delta", "name", "released", "slot", "version")
+    __slots__ = ("_unpin", "delta", "name", "record", "released", "slot", "version")
 
     def __init__(self, record: Version, delta: Delta, unpin: Callable[[Lease, Version], None]) -> None:
         self.name = record.tenant.name
@@ -26,12 +27,12 @@ class Lease:
         self.slot = record.slot
         self.delta = delta
         self.released = False
-        self._record = record
+        self.record = record
         self._unpin = unpin
 
     def release(self) -> None:
         """Give the pin back, on any thread; what comes after the first call does nothing."""
-        self._unpin(self, self._record)
+        self._unpin(self, self.record)
 
     def __enter__(self) -> Lease:
         return self

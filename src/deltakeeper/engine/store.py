@@ -210,6 +210,53 @@ class TenantStore:
         self._life.announce()
         return version.done
 
+    def stage(self, name: str, path: Path, *, planes: int | None = None) -> Future[Lease]:
+        """Load another artifact for a name beside what it stands for; the future gives a pin on it.
+
+        Nothing is turned over: that is `turn_over`, and `discard` takes it back. Whoever asked does one of them.
+        Where both versions do not fit in the budget together the old one goes first, as with `replace`.
+
+        Raises:
+            TenantError: the name is unknown, or the store is closed.
+        """
+        source = _source(path, planes)
+        with self._lock:
+            version = self._life.begin(self._known(name), source, staged=True)
+        found: Future[Lease] = Future()
+        found.set_running_or_notify_cancel()
+
+        def end(done: Future[str]) -> None:
+            error, delta = done.exception(), version.delta
+            if error is not None:
+                found.set_exception(error)
+            else:
+                assert delta is not None
+                found.set_result(Lease(version, delta, self._unpin))
+
+        version.done.add_done_callback(end)
+        return found
+
+    def turn_over(self, lease: Lease) -> None:
+        """Let a name stand for a version that was staged, in one step; the lease is still to be released.
+
+        Raises:
+            TenantError: the name was removed meanwhile, or the store is closed.
+        """
+        with self._lock:
+            tenant = lease.record.tenant
+            if self._known(tenant.name) is not tenant or lease.released:
+                raise TenantError(f"Tenant '{tenant.name}' was removed while another version of it was loaded.")
+            if tenant.incoming is not None:
+                self._life.abandon(tenant.incoming, "another version took its place")
+            self._life.turn_over(lease.record)
+        self._life.announce()
+
+    def discard(self, lease: Lease) -> None:
+        """Free a version that was staged, with its last pin; the lease is still to be released."""
+        with self._lock:
+            if lease.record.stage == "published" and lease.record.tenant.current is not lease.record:
+                self._life.drain(lease.record, "unloaded")
+
     def unload(self, name: str) -> None:
         """Free a tenant's memory with its last pin; the name stays known, and the next request loads it again.
 

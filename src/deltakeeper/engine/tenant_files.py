@@ -20,9 +20,14 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
 class LoadingArtifact(DeltaArtifact):
-    """An artifact whose reading can be given up between two tensors, by setting `cancelled` on any thread."""
+    """An artifact whose reading can be given up between two tensors, by setting `cancelled` on any thread.
+
+    Attributes:
+        tenant: the name that it is loaded for.
+    """
 
     cancelled = False
+    tenant: str | None = None
 
     def terms(self, name: str) -> list[Layout]:
         """See `DeltaArtifact.terms`; raises TenantError once it is cancelled."""

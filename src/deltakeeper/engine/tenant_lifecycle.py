@@ -15,7 +15,7 @@ from deltakeeper.engine.tenant_admission import Ledger, plan_admission
 from deltakeeper.engine.tenant_files import open_checked, payload_bytes
 from deltakeeper.engine.tenant_jobs import FREE, LOAD, JobQueue
 from deltakeeper.engine.tenant_records import Delta, Source, StoreSettings, Tenant, TenantOverlay, Version
-from deltakeeper.errors import DeltakeeperError, OverlayError, TenantError
+from deltakeeper.errors import ArtifactError, DeltakeeperError, OverlayError, OversizedError, TenantError
 
 POLL_SECONDS = 5e-4
 """Time after which `poll` begins nothing more."""
@@ -56,11 +56,12 @@ class Lifecycle:
         self._due = False
         self._look_again = math.inf
 
-    def begin(self, tenant: Tenant, source: Source) -> Version:
-        """Start a load (held)."""
-        version = Version(tenant, source)
+    def begin(self, tenant: Tenant, source: Source, *, staged: bool = False) -> Version:
+        """Start a load, of a version that its name is turned over to at its end unless it is staged (held)."""
+        version = Version(tenant, source, staged)
         version.done.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it for the others
-        tenant.incoming = version
+        if not staged:
+            tenant.incoming = version
         self.live.add(version)
         self.jobs.put(LOAD, partial(self._open, version))
         return version
@@ -79,6 +80,15 @@ class Lifecycle:
         elif version.stage == "ready":
             self._ready.remove(version)
             self._dispose(version)
+
+    def turn_over(self, version: Version) -> None:
+        """Give a published version to new requests from now on, in place of the one before (held)."""
+        tenant, old = version.tenant, version.tenant.current
+        tenant.current, tenant.source = version, version.source
+        tenant.reason, tenant.failed_in_a_row, tenant.retry_at, tenant.read_ahead = "", 0, 0.0, False
+        tenant.unusable = False
+        if old is not None:
+            self.drain(old, "replaced")
 
     def drain(self, version: Version, reason: str) -> None:
         """Let no new request have a published version, and free it with its last pin (held)."""
@@ -136,7 +146,7 @@ class Lifecycle:
         with self.lock:
             self.closed = True
             for version in list(self.live):
-                if version.tenant.incoming is version:
+                if version.coming and not version.abandoned:
                     self.abandon(version, "the tenant store was closed")
         self.jobs.stop()
         with self._polling, self.lock:
@@ -160,6 +170,7 @@ class Lifecycle:
         source, began = version.source, self._clock()
         try:
             artifact = open_checked(source.path, self._settings.base_root)
+            artifact.tenant = version.tenant.name
             size = payload_bytes(artifact, source.planes)
         except Exception as error:
             self._fail(version, error)
@@ -229,9 +240,11 @@ class Lifecycle:
             if not version.abandoned:
                 self.failures[type(told).__name__] += 1
                 tenant.failures += 1
-                tenant.incoming = None
-                if version.source == tenant.source:
+                if tenant.incoming is version:
+                    tenant.incoming = None
+                if version.source == tenant.source and not version.staged:
                     tenant.reason = str(told)
+                    tenant.unusable = isinstance(told, (ArtifactError, OverlayError, OversizedError))
                     delay = self._settings.backoff_seconds * 2.0 ** min(tenant.failed_in_a_row, 60)
                     tenant.retry_at = self._clock() + min(delay, self._settings.backoff_limit)
                     tenant.failed_in_a_row += 1
@@ -298,8 +311,8 @@ class Lifecycle:
         self.live.discard(version)
         version.stage, version.delta, version.artifact = "gone", None, None
 
-    def _too_large(self, version: Version) -> TenantError:
-        return TenantError(
+    def _too_large(self, version: Version) -> OversizedError:
+        return OversizedError(
             f"{version.source.path} needs {version.wanted:,} bytes and the budget of all tenants is "
             f"{self.ledger.budget:,}; raise the budget, serve fewer planes, or compress it further."
         )
@@ -322,16 +335,17 @@ class Lifecycle:
             if version.abandoned:
                 self.drain(version, "unloaded")
                 return True
-            tenant, old = version.tenant, version.tenant.current
+            tenant = version.tenant
             version.stage = "published"
             version.fresh_until = self._clock() + self._settings.grace_seconds
-            tenant.current, tenant.incoming, tenant.source = version, None, version.source
-            tenant.reason, tenant.failed_in_a_row, tenant.retry_at, tenant.read_ahead = "", 0, 0.0, False
             tenant.load_seconds = version.seconds
             tenant.loads += 1
             self.loads += 1
-            if old is not None:
-                self.drain(old, "replaced")
+            if version.staged:
+                version.pins += 1
+            else:
+                tenant.incoming = None
+                self.turn_over(version)
             assert version.delta is not None
             self._outcomes.append((version.done, version.delta.version))
             self._admit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +37,8 @@ class Delta(Protocol):
         """Folder of its tokenizer, chat template and generation config."""
 
     @property
-    def side_files(self) -> tuple[str, ...]:
-        """Names of those files."""
+    def side_files(self) -> Mapping[str, str]:
+        """Names of those files, each with the SHA-256 that it had when the delta was loaded."""
 
     def close(self) -> None:
         """Give its memory back."""
@@ -101,6 +102,7 @@ class Tenant:
         incoming: the version that is being loaded.
         learned: payload bytes and bytes really held of the last load, which size the next reservation.
         reason: why the last load failed, empty after one that did not.
+        unusable: whether that was its files' fault or its size, so that only other files or more memory help.
         failed_in_a_row: loads that failed since the last that did not; sets the back-off.
         retry_at: clock time before which a request is refused with `reason`.
     """
@@ -113,6 +115,7 @@ class Tenant:
     disk_bytes: int = 0
     read_ahead: bool = False
     reason: str = ""
+    unusable: bool = False
     failed_in_a_row: int = 0
     retry_at: float = 0.0
     failures: int = 0
@@ -129,6 +132,7 @@ class Version:
         wanted: bytes that it needs by what is known so far.
         held: bytes accounted to it: a reservation until `settled`, then the delta's own count.
         placed: whether it counts towards the number of residents.
+        staged: whether it is pinned for whoever asked for it, who turns its name over to it; its load does not.
         abandoned: whether nobody wants the outcome of its load any more.
         overtaken: how many versions that came later were let in before it.
         fresh_until: clock time until which it is kept though no request has come for it yet.
@@ -136,6 +140,7 @@ class Version:
 
     tenant: Tenant
     source: Source
+    staged: bool = False
     stage: Stage = "opening"
     artifact: LoadingArtifact | None = None
     delta: Delta | None = None
@@ -152,6 +157,11 @@ class Version:
     seconds: float = 0.0
     abandoned: bool = False
     done: Future[str] = field(default_factory=Future)
+
+    @property
+    def coming(self) -> bool:
+        """Whether the outcome of its load is still open."""
+        return self.stage in ("opening", "waiting", "reading", "ready", "publishing")
 
     @property
     def going(self) -> bool:

@@ -30,6 +30,7 @@ class TenantStats:
         reason: why the last one failed, empty after one that did not.
         retry_seconds: how long it is refused from now on for that.
         evictions: versions that left memory, by reason: room, replaced, unloaded, removed, closed.
+        unusable: whether the last load failed for what the files are, or for their size.
     """
 
     state: State
@@ -46,6 +47,7 @@ class TenantStats:
     reason: str
     retry_seconds: float
     evictions: dict[str, int]
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ def state_of(current: bool, incoming: bool, stages: Iterable[Stage], reason: str
 
 
 def _tenant_stats(fields: dict[str, Any], evictions: Mapping[str, int], rows: list[_Row], now: float) -> TenantStats:
-    published = [row.delta for row in rows if row.stage == "published"]
+    current = None if fields["current"] is None else fields["current"].delta
     stages = [row.stage for row in rows]
     return TenantStats(
         state=state_of(fields["current"] is not None, fields["incoming"] is not None, stages, fields["reason"]),
-        version=published[0].version if published and published[0] is not None else None,
+        version=None if current is None else current.version,
         resident_bytes=sum(row.held for row in rows if row.settled),
         reserved_bytes=sum(row.held for row in rows if not row.settled),
         disk_bytes=fields["disk_bytes"],
@@ -153,4 +155,5 @@ def _tenant_stats(fields: dict[str, Any], evictions: Mapping[str, int], rows: li
         reason=fields["reason"],
         retry_seconds=max(0.0, fields["retry_at"] - now),
         evictions=dict(evictions),
+        unusable=fields["unusable"],
     )

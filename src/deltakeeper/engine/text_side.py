@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import TenantError
+from deltakeeper.errors import ChangedError, TenantError
+from deltakeeper.overlay.side_files import checked_copy
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _MOST_KEPT = 256
@@ -58,10 +59,10 @@ class TextSides:
             delta: with `vocabulary`, `side_folder` and `side_files`; what it lacks is the base's.
 
         Raises:
-            TenantError: its tokenizer or generation config cannot be read.
+            TenantError: its tokenizer or generation config cannot be read, or is not what it was at the load.
         """
         vocabulary = int(getattr(delta, "vocabulary", self.base.vocabulary))
-        folder, files = getattr(delta, "side_folder", None), tuple(getattr(delta, "side_files", ()))
+        folder, files = getattr(delta, "side_folder", None), dict(getattr(delta, "side_files", {}))
         if folder is None or not ({"generation_config.json", *_TOKENIZER_FILES} & set(files)):
             return replace(self.base, vocabulary=vocabulary)
         kept = self._kept.get(version)
@@ -82,29 +83,39 @@ class TextSides:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(base: TextSide, folder: Path, files: tuple[str, ...], vocabulary: int) -> TextSide:
+def _read(base: TextSide, folder: Path, files: Mapping[str, str], vocabulary: int) -> TextSide:
+    try:
+        with checked_copy(folder, files) as copy:
+            return _read_checked(base, copy, folder, files, vocabulary)
+    except (ChangedError, OSError) as error:
+        raise TenantError(str(error)) from error
+
+
+def _read_checked(base: TextSide, copy: Path, folder: Path, files: Mapping[str, str], vocabulary: int) -> TextSide:
     eos: frozenset[int] = frozenset()
     if "generation_config.json" in files:
-        eos = _eos_of(folder / "generation_config.json")
+        eos = _eos_of(copy / "generation_config.json", folder)
     if not set(_TOKENIZER_FILES) & set(files):
         return TextSide(base.tokenizer, eos or base.eos, vocabulary)
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(copy), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a file from outside, read by a library that raises all kinds of errors
         raise TenantError(f"the tokenizer in {folder} cannot be read ({error}); repair or remove its files.") from error
     return TextSide(tokenizer, eos or _token_ids(tokenizer.eos_token_id) or base.eos, vocabulary)
 
 
-def _eos_of(path: Path) -> frozenset[int]:
+def _eos_of(path: Path, origin: Path) -> frozenset[int]:
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
             raise ValueError("it is too large")
         content = json.loads(path.read_text(encoding="utf-8"))
         return _token_ids(content.get("eos_token_id"))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise TenantError(f"{path} cannot be read as a generation config ({error}); repair or remove it.") from error
+        raise TenantError(
+            f"{origin / path.name} cannot be read as a generation config ({error}); repair or remove it."
+        ) from error
 
 
 def _token_ids(value: int | Iterable[int] | None) -> frozenset[int]:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 
 import torch
 
-from deltakeeper.artifact import SIDE_FILES, DeltaArtifact
+from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.errors import OverlayError
 from deltakeeper.layouts.signs import Signs
 from deltakeeper.overlay.names import Location
 from deltakeeper.overlay.placing import Collector, LiveModel, no_place
 from deltakeeper.overlay.settings import check_settings
+from deltakeeper.overlay.side_files import hash_side_files
 from deltakeeper.overlay.tenant import TenantDelta
 
 
@@ -39,19 +40,16 @@ def load_tenant(model: LiveModel, artifact: DeltaArtifact, planes: int | None) -
     numbers = torch.zeros(model.lanes, depth, dtype=torch.int64)
     for lane, found in collected.lanes.items():
         numbers[lane, : len(found)] = torch.tensor(found)
+    beside = hash_side_files(artifact.path)
     return TenantDelta(
-        version=version_of(artifact, planes),
+        version=_version(artifact, planes, beside),
         vocabulary=_vocabulary(model, collected),
         terms=collected.terms,
         numbers=numbers,
         parts=collected.parts(),
-        side_folder=artifact.path,
-        side_files=_beside(artifact),
+        side_folder=artifact.path.resolve(),  # a link may lead elsewhere by the time that they are read
+        side_files=beside,
     )
-
-
-def _beside(artifact: DeltaArtifact) -> tuple[str, ...]:
-    return tuple(name for name in SIDE_FILES if (artifact.path / name).is_file())
 
 
 def version_of(artifact: DeltaArtifact, planes: int | None) -> str:
@@ -59,8 +57,11 @@ def version_of(artifact: DeltaArtifact, planes: int | None) -> str:
 
     A tenant's end of text or its chat template is part of what it says, so they tell versions apart too.
     """
-    beside = {name: hashlib.sha256((artifact.path / name).read_bytes()).hexdigest() for name in _beside(artifact)}
-    text = json.dumps([artifact.manifest.base.root, planes, artifact.manifest_sha256, beside])
+    return _version(artifact, planes, hash_side_files(artifact.path))
+
+
+def _version(artifact: DeltaArtifact, planes: int | None, beside: Mapping[str, str]) -> str:
+    text = json.dumps([artifact.manifest.base.root, planes, artifact.manifest_sha256, dict(beside)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -21,8 +21,8 @@ class TenantDelta:
         vocabulary: tokens that it knows.
         nbytes: bytes that it holds, kernel forms and rows in the overlay's stacks included.
         side_folder: the artifact's folder.
-        side_files: files in it that differ from the base's: configuration, tokenizer, chat template, generation
-            settings.
+        side_files: files in it that differ from the base's (configuration, tokenizer, chat template, generation
+            settings), each with the SHA-256 that it had; read them through `side_files.checked_copy`.
         slot: where it is published, None if it is not.
         closed: whether its memory was given back.
     """
@@ -36,10 +36,10 @@ class TenantDelta:
         numbers: torch.Tensor,
         parts: Mapping[Site, Part],
         side_folder: Path,
-        side_files: tuple[str, ...],
+        side_files: Mapping[str, str],
     ) -> None:
         self.version, self.vocabulary = version, vocabulary
-        self.side_folder, self.side_files = side_folder, side_files
+        self.side_folder, self.side_files = side_folder, dict(side_files)
         self.numbers = numbers  # (lanes, depth)
         self.parts = dict(parts)
         self.slot: int | None = None

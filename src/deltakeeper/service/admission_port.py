@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -53,6 +54,17 @@ class Admission(Protocol):
 
         Raises:
             Unavailable: nothing was decided within `seconds`, or the canary could not be run.
+        """
+
+    def replace(self, name: str, folder: Path, *, planes: int | None = None) -> Future[str]:
+        """Load another artifact for a name, see it through its canary, and turn the name over to it if it passes.
+
+        Until then, and if it does not, the name stands for what it did. A future that is cancelled turns nothing over.
+        It gives the version, or raises what the load failed with, `Refused` with the reasons, or `Unavailable` where
+        the canary could not be run.
+
+        Raises:
+            TenantError: the store does not know the name.
         """
 
     def known(self, name: str, version: str | None = None) -> Decision | None:

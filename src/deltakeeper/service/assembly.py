@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 
+from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.engine import EngineSettings
 from deltakeeper.errors import DataError, TenantError
 from deltakeeper.live_base import LiveBase
@@ -19,6 +21,7 @@ from deltakeeper.service import status
 from deltakeeper.service.admission import decisions as decision_routes
 from deltakeeper.service.admission import deltas as delta_routes
 from deltakeeper.service.admission import read_policy
+from deltakeeper.service.admission.placing import finish_links
 from deltakeeper.service.admission.policy import PolicyFile
 from deltakeeper.service.app import build_app
 from deltakeeper.service.engine_room import opened_room
@@ -191,16 +194,34 @@ def opened_traces(plan: Plan, stack: ExitStack) -> Tracer | None:
     return traces
 
 
+def _manifest_hash(folder: Path) -> str | None:
+    try:
+        return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def register_tenants(store: TenantPlaces, gate: StateGate, plan: Plan) -> None:
     """Make tenants known: those of the state as they were registered, then every further subfolder by its name.
+
+    A change that a killed process left half done is finished first.
 
     Raises:
         TenantError: the base's name is a tenant's.
     """
+    for name in finish_links(plan.deltas):
+        _log.warning("the change of %s was cut off; it was finished now", name)
     for record in gate.tenants.all():
         folder = plan.deltas / record.folder
         if folder.is_dir():
             store.register(record.name, folder, planes=record.planes)
+            if record.manifest_sha256 not in (None, _manifest_hash(folder)):
+                _log.warning(
+                    "tenant %s was registered with another artifact than the one that is in %s now; that one is served "
+                    "if it may be",
+                    record.name,
+                    folder,
+                )
         else:
             _log.warning("tenant %s was served from %s, which is gone; it is left out", record.name, folder)
     try:

@@ -18,11 +18,13 @@ _STARTED = int(time.time())
 
 @router.get("/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The base first, then every tenant that this key may ask."""
+    """The base first, then every tenant that this key may ask and that is not known to be unfit."""
     services: Services = request.app.state.services
     principal: Principal = request.state.principal
-    names = [services.base_name, *(name for name in services.store.names() if not is_refused(services, name))]
-    versions = {name: stats.version for name, stats in services.store.stats().tenants.items()}
+    found = services.store.stats().tenants
+    usable = (name for name, stats in sorted(found.items()) if not stats.unusable and not is_refused(services, name))
+    names = [services.base_name, *usable]
+    versions = {name: stats.version for name, stats in found.items()}
     cards = [_card(services, name, versions.get(name)) for name in names if principal.may_use(name)]
     return {"object": "list", "data": cards}
 

@@ -14,6 +14,7 @@ from deltakeeper.service.admission_port import Admission
 from deltakeeper.service.drain import Drain
 from deltakeeper.service.serving_port import AnsweringEngine, ServedBase, TenantPlaces
 from deltakeeper.service.settings import ServiceSettings
+from deltakeeper.service.tenant_notes import TenantNotes
 
 
 class Observer(Protocol):
@@ -61,6 +62,7 @@ class Services:
         traces: told of every request and answer; None where nobody traces.
         settings: limits.
         drain: whether the service still takes requests.
+        notes: what it noted of names.
     """
 
     engine: AnsweringEngine
@@ -74,3 +76,4 @@ class Services:
     traces: Tracer | None = None
     settings: ServiceSettings = field(default_factory=ServiceSettings)
     drain: Drain = field(default_factory=Drain)
+    notes: TenantNotes = field(default_factory=TenantNotes)

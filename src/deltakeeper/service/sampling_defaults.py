@@ -34,8 +34,12 @@ class SamplingDefaults(BaseModel):
     repetition_penalty: float = Field(default=1.0, ge=1e-3, le=1e3)
 
 
-def read_defaults(folder: Path) -> SamplingDefaults:
+def read_defaults(folder: Path, origin: Path | None = None) -> SamplingDefaults:
     """The defaults that a model's folder gives; OpenAI's where it has no such file.
+
+    Args:
+        folder: where the file is read.
+        origin: where errors say that it lies; the same by default.
 
     Raises:
         DataError: the file is too large, no JSON object, or has a value that cannot be meant.
@@ -43,8 +47,9 @@ def read_defaults(folder: Path) -> SamplingDefaults:
     file = folder / FILE_NAME
     if not file.is_file():
         return SamplingDefaults()
+    named = (origin or folder) / FILE_NAME
     if file.stat().st_size > MOST_BYTES:
-        raise DataError(f"{file} is larger than {MOST_BYTES:,} bytes, which no generation config is; get it again.")
+        raise DataError(f"{named} is larger than {MOST_BYTES:,} bytes, which no generation config is; get it again.")
     try:
         found = json.loads(file.read_bytes())
         if not isinstance(found, dict):
@@ -53,8 +58,8 @@ def read_defaults(folder: Path) -> SamplingDefaults:
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
-            f"{'.'.join(map(str, first['loc']))} in {file} cannot be used ({first['msg'].lower()}); correct it, or "
+            f"{'.'.join(map(str, first['loc']))} in {named} cannot be used ({first['msg'].lower()}); correct it, or "
             "serve with --generation-config none."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} holds no JSON object; get it again.") from error
+        raise DataError(f"{named} holds no JSON object; get it again.") from error

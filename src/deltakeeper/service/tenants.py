@@ -6,20 +6,26 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.engine.tenant_files import check_name
-from deltakeeper.errors import ArtifactError, DeltakeeperError, TenantError
+from deltakeeper.errors import (
+    ArtifactError,
+    ChangedError,
+    DeltakeeperError,
+    OverlayError,
+    OversizedError,
+    TenantError,
+)
 from deltakeeper.service.access import Principal
-from deltakeeper.service.errors import NotFound, Refused, Unavailable
+from deltakeeper.service.errors import NotFound, Refused, ServiceError, Unavailable
 from deltakeeper.service.running import Services
-from deltakeeper.service.serving_port import HeldTenant, TenantPlaces
+from deltakeeper.service.serving_port import HeldTenant
 from deltakeeper.service.texts import Texts, Words
 
 _log = logging.getLogger("deltakeeper.service")
-_told: WeakKeyDictionary[TenantPlaces, dict[str, str]] = WeakKeyDictionary()
-"""Why each model could not be served, as the log says already."""
+_FOR_GOOD = (ArtifactError, OverlayError, OversizedError)
+"""What a load fails with where waiting does not help; a cluster's counters say so later."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,19 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
 
     Raises:
         NotFound: there is none, or not for this key.
+        Refused: policy or its canary keeps it out, or its files cannot be served as they are.
         Unavailable: it cannot be loaded now.
     """
     await check_known(services, principal, name)
     if name == services.base_name:
         return Model(name, None, texts.base)
     try:
-        with await _lease(services, name) as lease:
-            _told.get(services.store, {}).pop(name, None)
-            return Model(name, name, await texts.of(lease.version, lease.delta))
+        try:
+            return await _loaded(services, texts, name)
+        except ChangedError as error:  # what lies there now is another version, which is looked at anew
+            _log.warning("model %s is loaded anew: %s", name, error)
+            services.store.unload(name)
+            return await _loaded(services, texts, name)
     except (DeltakeeperError, TimeoutError) as error:  # it may name paths, which are the operator's business alone
         _tell(services, name, str(error))
         if isinstance(error, ArtifactError) and services.admission is not None:
@@ -68,14 +78,20 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
                 folder = services.store.source(name).path
                 await asyncio.to_thread(services.admission.decide, name, folder)  # a refusal that is logged
         check_admitted(services, name)
-        raise _not_loaded(services, name) from error
+        raise _not_loaded(services, name, error) from error
+
+
+async def _loaded(services: Services, texts: Texts, name: str) -> Model:
+    with await _lease(services, name) as lease:
+        services.notes.told.pop(name, None)
+        return Model(name, name, await texts.of(lease.version, lease.delta))
 
 
 def check_still_there(services: Services, name: str) -> None:
     """Say why a tenant's request ended before it ran: the tenant was refused, removed, unloaded or could not be loaded.
 
     Raises:
-        Refused: policy or its canary keeps it out.
+        Refused: policy or its canary keeps it out, or its files cannot be served as they are.
         NotFound: it was removed.
         Unavailable: asking again may help.
     """
@@ -109,7 +125,7 @@ def is_refused(services: Services, name: str) -> bool:
 
 def _tell(services: Services, name: str, why: str) -> None:
     """Log why a model cannot be served, once and not for every request; the store repeats it while it waits."""
-    told = _told.setdefault(services.store, {})
+    told = services.notes.told
     if name not in told or not why.endswith(told[name]):
         told[name] = why
         _log.warning("model %s cannot be served: %s", name, why)
@@ -130,13 +146,20 @@ def _not_found(name: str) -> NotFound:
     )
 
 
-def _not_loaded(services: Services, name: str) -> Unavailable:
-    try:
-        wait = services.store.stats().tenants[name].retry_seconds
-    except (KeyError, TenantError):
-        wait = 0.0
+def _not_loaded(services: Services, name: str, why: Exception | None = None) -> ServiceError:
+    wait, unusable = 0.0, isinstance(why, _FOR_GOOD) and not isinstance(why, ChangedError)
+    with suppress(KeyError, TenantError):
+        stats = services.store.stats().tenants[name]
+        wait, unusable = stats.retry_seconds, unusable or stats.unusable
     if services.metrics is not None:
         services.metrics.rejected("not_loaded")
+    if unusable:
+        return Refused(
+            f"The model '{name}' cannot be served from the files that it has; whoever runs this finds the reason in "
+            "/admin/deltas.",
+            param="model",
+            code="model_unusable",
+        )
     return Unavailable(
         f"The model '{name}' cannot be loaded now; ask again later, and if that does not help ask whoever runs this.",
         param="model",
@@ -157,6 +180,8 @@ async def _is_tenant(services: Services, name: str) -> bool:
 def _discover(services: Services, name: str) -> bool:
     try:
         folder = services.deltas / check_name(name)
+        if name in services.notes.put_away:
+            return False
         if not (folder / MANIFEST_NAME).is_file() or folder.resolve().parent != services.deltas.resolve():
             return False
         services.store.register(name, folder)  # policy looks at it when it is loaded

@@ -8,8 +8,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltakeeper.errors import DataError
+from deltakeeper.errors import DeltakeeperError
 from deltakeeper.overlay import TenantDelta
+from deltakeeper.overlay.side_files import checked_copy
 from deltakeeper.prompting import tokenizers
 from deltakeeper.service.errors import BadRequest, Unavailable
 from deltakeeper.service.sampling_defaults import FILE_NAME, SamplingDefaults, read_defaults
@@ -145,7 +146,8 @@ class Texts:
             delta: with `vocabulary`, `side_folder` and `side_files`.
 
         Raises:
-            DataError: its files cannot be read.
+            ChangedError: its files are not what they were when it was loaded.
+            DataError: they cannot be read.
         """
         task = self._kept.pop(version, None)
         if task is None:
@@ -155,7 +157,7 @@ class Texts:
             del self._kept[next(iter(self._kept))]
         try:
             return await asyncio.shield(task)  # others wait for it too
-        except DataError:
+        except DeltakeeperError:
             self._kept.pop(version, None)
             raise
 
@@ -163,8 +165,10 @@ class Texts:
         own = tokenizers(self.base.tokenizer, {"": delta})[""]
         if not self.templates.trusts(own):
             self.templates.start()
-        has_own = self._with_defaults and FILE_NAME in delta.side_files
-        defaults = read_defaults(delta.side_folder) if has_own else self.base.defaults
+        defaults = self.base.defaults
+        if self._with_defaults and FILE_NAME in delta.side_files:
+            with checked_copy(delta.side_folder, delta.side_files, [FILE_NAME]) as copied:
+                defaults = read_defaults(copied, delta.side_folder)
         return Words(own, delta.vocabulary, defaults, self.templates)
 
 

@@ -123,8 +123,9 @@ def test_deltas_come_are_turned_over_unloaded_and_go(own):
         turned = c.put("/admin/deltas/more", json={"path": "ranks", "replace": True})
         assert turned.status_code == 200 and text("more") == ranks
         assert c.post("/v1/unload_lora_adapter", json={"lora_name": "more"}).status_code == 200
-        wait_until(lambda: c.get("/admin/deltas/more").json()["resident_bytes"] == 0)
-        assert text("more") == ranks
+        assert c.post("/v1/completions", json=ASKED | {"model": "more"}).status_code == 404
+        wait_until(lambda: not any("more" in r.report().store.tenants for r in replicas.alive.values()))
+        assert c.put("/admin/deltas/more", json={"path": "ranks"}).status_code == 201 and text("more") == ranks
         (own / "deltas" / "broken").mkdir()
         (own / "deltas" / "broken" / MANIFEST_NAME).write_text("{}")
         assert c.put("/admin/deltas/broken").status_code == 422
@@ -134,7 +135,7 @@ def test_deltas_come_are_turned_over_unloaded_and_go(own):
         weights = next((own / "deltas" / "t3").glob("*.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-8])
         spoiled = c.post("/v1/completions", json=ASKED | {"model": "t3"})
-        assert (spoiled.status_code, spoiled.json()["error"]["code"]) == (503, "model_not_loaded")
+        assert (spoiled.status_code, spoiled.json()["error"]["code"]) == (422, "model_unusable")
 
 
 def test_a_policy_is_kept_by_replicas_and_its_decisions_are_gathered(own):
@@ -177,6 +178,11 @@ def test_a_canary_runs_where_the_delta_is_loaded(own, bound, verdict):
         (entry,) = c.get("/admin/decisions").json()["data"]
         assert (entry["name"], entry["verdict"], entry["canary"]["prompts"]) == ("signs", verdict, 4)
         assert c.get("/admin/deltas/signs").json()["decision"]["verdict"] == verdict
+        if verdict == "admitted":
+            served_now = found.json()["choices"]
+            turned = c.put("/admin/deltas/signs", json={"path": "ranks", "replace": True})
+            assert turned.status_code == 200 and turned.json()["artifact"]["folder"] == "ranks"
+            assert c.post("/v1/completions", json=ASKED | {"model": "signs"}).json()["choices"] != served_now
 
 
 def test_lost_replicas_cost_no_answer(cluster_folder, tmp_path):

@@ -143,9 +143,9 @@ def test_a_tenant_is_unloaded_everywhere_and_loaded_again(live, expected):
         assert ask(live, "t3", SHORT, False) == expected["t3", 0]
         wait_until(lambda: c.get("/admin/deltas/t3").json()["resident_bytes"] > 0)
         assert c.post("/v1/unload_lora_adapter", json={"lora_name": "t3"}).status_code == 200
-        wait_until(lambda: c.get("/admin/deltas/t3").json()["resident_bytes"] == 0)
-        put = c.put("/admin/deltas/t3", json={"replace": True})
-        assert put.status_code == 200
+        wait_until(lambda: not any("t3" in card["deltas"] for card in replicas(live)))
+        put = c.put("/admin/deltas/t3")
+        assert put.status_code == 201
         wait_until(lambda: c.get("/admin/deltas/t3").json()["state"] == "resident")
         assert ask(live, "t3", SHORT, False) == expected["t3", 0]
 

@@ -54,8 +54,8 @@ class Change:
 def apply_change(services: Services, change: Change) -> bool:
     """Let a name stand for an artifact; whether the name is new. It waits for the load.
 
-    Where a name is turned over, running answers keep the version that they have, and new requests wait for the canary
-    of the new one.
+    Where a name is turned over, running answers keep the version that they have, and new requests get that one too
+    until the new one has passed its canary.
 
     Raises:
         BadRequest: the name is malformed.
@@ -77,9 +77,13 @@ def apply_change(services: Services, change: Change) -> bool:
             if decision.verdict == "refused":
                 raise Refused(" ".join(decision.reasons), code="not_admitted")
         opened = _check_headers(services, artifact, change.planes)  # after policy, which logs what it refuses
-        undo = _undo(services, change, link(services.deltas, name, artifact), known)
+        undo = _undo(services, change, known)
         try:
-            _enter(services, change, name, place, known)
+            if known and change.replace:
+                _turn_over(services, name, artifact, change.planes)  # before the link, which a restart goes by
+            undo = _after(link(services.deltas, name, artifact), undo)
+            if not (known and change.replace):
+                _enter(services, change, name, place, known)
             if change.load:
                 _settle(services, name)
             if (register := _register(services)) is not None:
@@ -88,6 +92,7 @@ def apply_change(services: Services, change: Change) -> bool:
         except BaseException:
             undo()
             raise
+        services.notes.put_away.discard(name)
     return not known
 
 
@@ -104,11 +109,32 @@ def forget(services: Services, name: str) -> None:
         if not known and not (services.deltas / name).exists():
             raise NotFound(f"There is no delta {name!r}.", code="delta_not_found")
         remove(services.deltas, name)
+        services.notes.put_away.discard(name)
         if known:
             services.store.remove(name)
         if (register := _register(services)) is not None:
             with suppress(NotFound):
                 register.forget(name)
+
+
+def put_away(services: Services, name: str) -> None:
+    """Serve a name no more until it is loaded again; its artifact stays where it is.
+
+    A name that is a link was given to the artifact by a load, so the link goes. A folder would make its name known
+    again when somebody asks for it, so it is noted that it may not, until the service starts anew.
+
+    Raises:
+        NotFound: there is no such tenant.
+        Conflict: it is being changed.
+    """
+    if name not in services.store.names():
+        raise NotFound(f"There is no delta {name[:140]!r}.", code="delta_not_found")
+    if (services.deltas / name).is_symlink():
+        forget(services, name)
+        return
+    with alone(services, name):
+        services.notes.put_away.add(name)
+        services.store.remove(name)
 
 
 @contextmanager
@@ -156,16 +182,31 @@ def _check_headers(services: Services, artifact: Path, planes: int | None) -> De
 
 
 def _enter(services: Services, change: Change, name: str, place: Path, known: bool) -> None:
-    """Tell the store; a name that stands for other content, or other planes, is turned over."""
-    if known and change.replace:
-        _wait(lambda: services.store.replace(name, place, planes=change.planes).result(_SETTLE_SECONDS))
-        return
-    if known and change.planes is None:
-        return
+    """Tell the store of a name that it may know already."""
+    if known:
+        source = services.store.source(name)
+        if change.planes is None or (change.planes == source.planes and place.resolve() == source.path.resolve()):
+            return
     try:
         services.store.register(name, place, planes=change.planes)
     except TenantError as error:
         raise Conflict(f"{error}", code="already_registered") from error
+
+
+def _turn_over(services: Services, name: str, artifact: Path, planes: int | None) -> None:
+    """Let a known name stand for an artifact, once that is loaded and has passed its canary."""
+    replace = services.store.replace if services.admission is None else services.admission.replace
+
+    def turned() -> str:
+        future = replace(name, artifact, planes=planes)
+        try:
+            return future.result(_SETTLE_SECONDS)
+        except TimeoutError:
+            if services.admission is None or future.cancel():
+                raise
+            return future.result(_SETTLE_SECONDS)  # it is being turned over at this moment
+
+    _wait(turned)
 
 
 def _settle(services: Services, name: str) -> None:
@@ -188,18 +229,25 @@ def _wait(load: Callable[[], str]) -> None:
         raise Unavailable(str(error), retry_after=5.0) from error
 
 
-def _undo(services: Services, change: Change, unlink: Callable[[], None], known: bool) -> Callable[[], None]:
-    """What puts name and store back to how they are now."""
+def _after(first: Callable[[], None], then: Callable[[], None]) -> Callable[[], None]:
+    def both() -> None:
+        with suppress(OSError):
+            first()
+        then()
+
+    return both
+
+
+def _undo(services: Services, change: Change, known: bool) -> Callable[[], None]:
+    """What puts the store back to how it is now."""
     store, name = services.store, change.name
     before = store.source(name) if known else None
 
     def undo() -> None:
-        with suppress(OSError):
-            unlink()
         with suppress(DeltakeeperError, TimeoutError):
             if before is None:
                 store.remove(name)
-            elif change.replace:
+            elif change.replace and (services.admission is None or store.source(name) != before):
                 store.replace(name, before.path, planes=before.planes).result(_SETTLE_SECONDS)
                 if services.admission is not None:  # which remembers that it let this one in
                     services.admission.settle(name, _SETTLE_SECONDS)

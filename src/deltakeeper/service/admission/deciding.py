@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,10 +24,12 @@ from deltakeeper.service.admission.decisions import DecisionLog
 from deltakeeper.service.admission.inspection import Finding, inspect, statement_of, stored_planes
 from deltakeeper.service.admission.load_guard import LoadGuard, not_admitted
 from deltakeeper.service.admission.policy import PolicyFile
+from deltakeeper.service.admission.replacing import Record, Replacement
 from deltakeeper.service.admission.standing import Key, Standing
 from deltakeeper.service.admission.trials import Trials
 from deltakeeper.service.admission_port import Decision
 from deltakeeper.service.errors import Unavailable
+from deltakeeper.service.serving_port import TenantPlaces
 
 _PAUSE = 0.01
 _SEEN_SECONDS = 5.0
@@ -107,6 +110,8 @@ class PolicyAdmission:
         if held is None or held[0] != seen or time.monotonic() > held[1]:
             held = (seen, time.monotonic() + _SEEN_SECONDS, self._decide(name, folder))
             self._seen[name] = held
+        if held[2].verdict == "refused" and stands_for_another(self._store, name, folder):
+            self._pass_over(name)
         return held[2]
 
     def _decide(self, name: str, folder: Path) -> Decision:
@@ -153,12 +158,21 @@ class PolicyAdmission:
             time.sleep(_PAUSE)
         raise Unavailable(f"Nothing was decided on '{name}' in {seconds:g} seconds; ask again later.", retry_after=5.0)
 
+    def replace(self, name: str, folder: Path, *, planes: int | None = None) -> Future[str]:
+        """See `Admission.replace`."""
+        store, _, trials = self._wired()
+        needed = self.file.policy.canary is not None
+        record = Record(self._standing, self._logged, self._pass_over)
+        return Replacement(store, trials, record, needed, name, folder, planes).begin()
+
     def known(self, name: str, version: str | None = None) -> Decision | None:
         """See `Admission.known`."""
         with self._standing.lock:
             key = (name, version or self._standing.asked.get(name, ""))
             decided = self._standing.decided.get(key)
-        return decided or self.log.latest(name)
+            passed_over = self._standing.passed_over.get(name)
+        latest = self.log.latest(name)
+        return decided or (None if latest == passed_over else latest)
 
     def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
         """See `Admission.history`."""
@@ -222,13 +236,29 @@ class PolicyAdmission:
                 store.unload(decision.name)
 
     def _logged(self, decision: Decision) -> Decision:
+        with self._standing.lock:
+            self._standing.passed_over.pop(decision.name, None)
         self.log.write(decision, self.file.sha256)
         return decision
+
+    def _pass_over(self, name: str) -> None:
+        latest = self.log.latest(name)
+        if latest is not None and latest.verdict == "refused":
+            with self._standing.lock:
+                self._standing.passed_over[name] = latest
 
     def _wired(self) -> tuple[TenantStore, AdmittedTenants, Trials]:
         if self._store is None or self._tenants is None or self._trials is None:
             raise TenantError("Admission knows no store yet; call `tenants` before the service starts.")
         return self._store, self._tenants, self._trials
+
+
+def stands_for_another(store: TenantPlaces | None, name: str, folder: Path) -> bool:
+    """Whether a name is known, and for another artifact."""
+    try:
+        return store is not None and store.source(name).path.resolve() != folder.resolve()
+    except TenantError:
+        return False
 
 
 def _signature(folder: Path) -> Signature:

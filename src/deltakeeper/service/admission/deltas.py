@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deltakeeper.artifact import open_artifact
 from deltakeeper.errors import ArtifactError, TenantError
-from deltakeeper.service.admission.changes import Change, apply_change, forget
+from deltakeeper.service.admission.changes import Change, apply_change, forget, put_away
 from deltakeeper.service.admission.inspection import describe
 from deltakeeper.service.errors import BadRequest, NotFound
 from deltakeeper.service.guard import require
@@ -111,13 +111,13 @@ def load_lora_adapter(body: LoraLoad, request: Request) -> str:
 
 @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
 def unload_lora_adapter(body: LoraUnload, request: Request) -> str:
-    """Free a delta's memory, as vLLM's route does; the next request for it loads it again."""
+    """Serve a name no more, as vLLM's route does, until it is loaded again; the artifact is kept."""
     services: Services = request.app.state.services
     if not body.lora_name:
         raise BadRequest("'lora_name' needs to be provided to unload a LoRA adapter.")
     try:
-        services.store.unload(body.lora_name)
-    except TenantError as error:
+        put_away(services, body.lora_name)
+    except (NotFound, TenantError) as error:
         raise NotFound(f"The lora adapter '{body.lora_name[:140]}' cannot be found.") from error
     return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
 

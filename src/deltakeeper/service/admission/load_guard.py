@@ -50,7 +50,7 @@ class LoadGuard:
         expected = whole if served == planes else version_of(artifact, served)
         with self._standing.lock:
             earlier = self._standing.refused.get(expected)
-        name = artifact.path.name
+        name = getattr(artifact, "tenant", None) or artifact.path.name
         if finding.verdict == "refused":
             earlier = Decision(name, "refused", None, finding.reasons, artifact.manifest_sha256)
         if earlier is not None:

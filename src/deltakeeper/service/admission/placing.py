@@ -6,7 +6,6 @@ The folder is the state, so that a service that starts again, or discovers a nam
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from deltakeeper.service.errors import Conflict, NotFound
 
 REMOVED = ".removed"
 """Hidden folder among the deltas where removed artifacts are kept; names with a dot in front are no tenants."""
+_COMING = ".coming"
+"""End of the hidden name of a link that is about to take its place."""
 
 
 def find_artifact(deltas: Path, text: str) -> Path:
@@ -43,9 +44,10 @@ def find_artifact(deltas: Path, text: str) -> Path:
 
 
 def link(deltas: Path, name: str, artifact: Path) -> Callable[[], None]:
-    """Let a name stand for an artifact from now on, in one step; gives what takes that back.
+    """Let a name stand for an artifact from now on; gives what takes that back.
 
-    A folder that has the name is moved among the removed ones.
+    A folder that has the name is moved among the removed ones. The link is there under a hidden name before that, so
+    that `finish_links` finds it if the process ends in between.
 
     Raises:
         Conflict: the folder of the deltas cannot be written.
@@ -54,15 +56,20 @@ def link(deltas: Path, name: str, artifact: Path) -> Callable[[], None]:
     if place.resolve() == artifact:
         return lambda: None
     try:
-        moved = remove(deltas, name) if place.is_dir() and not place.is_symlink() else None
         before = place.readlink() if place.is_symlink() else None
-        _turn(place, Path(artifact.name))
+        coming = _coming(place, Path(artifact.name))
+        try:
+            moved = remove(deltas, name) if place.is_dir() and not place.is_symlink() else None
+            coming.replace(place)
+        except BaseException:
+            coming.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise unwritable(error) from error
 
     def undo() -> None:
         if before is not None:
-            _turn(place, before)
+            _coming(place, before).replace(place)
             return
         place.unlink(missing_ok=True)
         if moved is not None:
@@ -96,14 +103,33 @@ def remove(deltas: Path, name: str) -> Path | None:
         raise unwritable(error) from error
 
 
-def _turn(place: Path, target: Path) -> None:
-    scratch = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
-    scratch.symlink_to(target)
+def finish_links(deltas: Path) -> list[str]:
+    """Finish or drop links that a process left behind when it was killed; gives the names that were finished.
+
+    Raises:
+        Conflict: the folder of the deltas cannot be written.
+    """
+    finished = []
     try:
-        scratch.replace(place)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
+        for coming in sorted(deltas.glob(f".*{_COMING}")):
+            if not coming.is_symlink():
+                continue
+            place = deltas / coming.name.removeprefix(".").removesuffix(_COMING)
+            if place.exists() or place.is_symlink() or not (coming / MANIFEST_NAME).is_file():
+                coming.unlink()  # the name has what it had, and nothing was answered
+            else:
+                coming.replace(place)
+                finished.append(place.name)
+    except OSError as error:
+        raise unwritable(error) from error
+    return finished
+
+
+def _coming(place: Path, target: Path) -> Path:
+    coming = place.with_name(f".{place.name}{_COMING}")
+    coming.unlink(missing_ok=True)
+    coming.symlink_to(target)
+    return coming
 
 
 def unwritable(error: OSError) -> Conflict:

@@ -54,6 +54,7 @@ class Standing:
         refused: decisions after a canary, by version, which is not loaded again.
         decided: final decisions.
         asked: the version of each tenant that was last asked for.
+        passed_over: by tenant, the refusal of what was to take the place of what it stands for.
         giving_way: versions that failed and serve nobody, while they are loaded anew at fewer planes.
         on_trial: versions whose canary is under way.
         retries: why a canary could not be run, and the monotonic second after which it is tried again.
@@ -65,6 +66,7 @@ class Standing:
     refused: dict[str, Decision] = field(default_factory=dict)
     decided: dict[Key, Decision] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, Decision] = field(default_factory=dict)
     giving_way: set[Key] = field(default_factory=set)
     on_trial: set[Key] = field(default_factory=set)
     retries: dict[Key, tuple[float, str]] = field(default_factory=dict)

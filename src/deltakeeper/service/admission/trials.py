@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, cast
 
 from deltakeeper.engine.store import TenantStore
-from deltakeeper.errors import DataError, DeltakeeperError
+from deltakeeper.errors import ChangedError, DataError, DeltakeeperError, TenantError
 from deltakeeper.overlay import TenantDelta
 from deltakeeper.prompting import tokenizers
 from deltakeeper.service.admission.admitted_tenants import AdmittedTenants, SharedLease
@@ -58,6 +59,39 @@ class Trials:
         """
         self._threads.submit(self._run, shared, load, needed)
 
+    def begin_beside(
+        self, shared: SharedLease, load: Load, needed: bool, conclude: Callable[[Decision | Limit | Exception], None]
+    ) -> None:
+        """Try a version whose name stands for another, and let go of the lease at the end.
+
+        Args:
+            shared: a hold on it, which is taken over.
+            load: what its files said.
+            needed: whether policy asks for a canary.
+            conclude: told what came of it, on one of the threads here or when they end, while it is still held.
+        """
+
+        def run() -> None:
+            try:
+                try:
+                    outcome: Decision | Limit | Exception = self._judge(shared, load, needed)
+                except Exception as error:
+                    outcome = error
+                conclude(outcome)
+            finally:
+                shared.let_go()
+
+        def end(done: Future[None]) -> None:
+            if done.cancelled():
+                conclude(CanaryError("the service is about to stop."))
+                shared.let_go()
+
+        try:
+            self._threads.submit(run).add_done_callback(end)
+        except RuntimeError as error:  # the threads have ended
+            conclude(CanaryError(f"{error}."))
+            shared.let_go()
+
     def close(self) -> None:
         """Begin nothing more, and wait for those that run; the engine should be closed by then, which ends them."""
         self._threads.shutdown(cancel_futures=True)
@@ -68,9 +102,15 @@ class Trials:
         lease = shared.lease
         key = (lease.name, lease.version)
         try:
-            decision = self._try(shared, load) if needed else self._decision(lease.name, load)
-            if decision is not None:
-                self._conclude(key, decision)
+            outcome = self._judge(shared, load, needed)
+            if isinstance(outcome, Limit):
+                self._dim(key, load, outcome)
+            else:
+                self._conclude(key, outcome)
+        except ChangedError as error:
+            _log.warning("%s is loaded anew: %s", lease.name, error)
+            with suppress(TenantError):  # it was removed meanwhile
+                self._store.unload(lease.name)
         except CanaryError as error:
             self._put_off(key, str(error))
         except Exception as error:
@@ -81,8 +121,11 @@ class Trials:
                 self._standing.on_trial.discard(key)
             shared.let_go()
 
-    def _try(self, shared: SharedLease, load: Load) -> Decision | None:
-        """The decision on a version, or None where it is to be loaded again at fewer planes."""
+    def _judge(self, shared: SharedLease, load: Load, needed: bool) -> Decision | Limit:
+        """The decision on a version, or the limit at which it is to be loaded again."""
+        return self._try(shared, load) if needed else self._decision(shared.lease.name, load)
+
+    def _try(self, shared: SharedLease, load: Load) -> Decision | Limit:
         lease, canary = shared.lease, self.canary
         if canary is None:
             raise CanaryError("policy asks for a canary and no engine runs one yet.")
@@ -100,8 +143,7 @@ class Trials:
             return self._decision(lease.name, load, numbers)
         rules = canary.rules
         if rules.failing == "quarantine" and load.dimmable and load.served > rules.planes:
-            self._dim((lease.name, lease.version), load, Limit(rules.planes, faults))
-            return None
+            return Limit(rules.planes, faults)
         return self._refuse(lease.name, lease.version, load, faults, numbers)
 
     def _decision(self, name: str, load: Load, canary: dict[str, float] | None = None) -> Decision:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from deltakeeper.errors import DeltakeeperError
 from deltakeeper.service.admission import DecisionLog
+from deltakeeper.service.admission.deciding import stands_for_another
 from deltakeeper.service.admission.policy import PolicyFile
 from deltakeeper.service.admission_port import Decision
 from deltakeeper.service.cluster.failures import error_of
 from deltakeeper.service.cluster.messages import Failure, Told
 from deltakeeper.service.cluster.watch import Watch
-from deltakeeper.service.errors import Unavailable
+from deltakeeper.service.errors import Refused, Unavailable
 from deltakeeper.service.serving_port import TenantPlaces
 
 _DECIDE_SECONDS = 120.0
@@ -55,6 +57,7 @@ class ClusterAdmission:
 
     def __init__(self, gathered: Gathered, watch: Watch, tenants: TenantPlaces) -> None:
         self._gathered, self._watch, self._tenants = gathered, watch, tenants
+        self._passed_over: dict[str, tuple[Decision, Decision | None]] = {}
 
     @property
     def max_bytes(self) -> int | None:
@@ -63,6 +66,7 @@ class ClusterAdmission:
 
     def decide(self, name: str, folder: Path) -> Decision:
         """See `Admission.decide`; a replica looks at the files."""
+        before = self.known(name)
         try:
             found = self._watch.run(self._watch.replicas.decide(name, folder.absolute())).result(_DECIDE_SECONDS)
         except (TimeoutError, DeltakeeperError) as error:
@@ -71,6 +75,8 @@ class ClusterAdmission:
             self._gathered.listen(found.told)
         if isinstance(found, Failure):
             raise error_of(found)
+        if found.decision.verdict == "refused" and stands_for_another(self._tenants, name, folder):
+            self._pass_over(name, before)
         return found.decision
 
     def settle(self, name: str, seconds: float) -> Decision:
@@ -89,9 +95,29 @@ class ClusterAdmission:
             raise Unavailable(f"Nothing was decided on '{name}'; ask again later.", retry_after=1.0)
         return known
 
+    def replace(self, name: str, folder: Path, *, planes: int | None = None) -> Future[str]:
+        """See `Admission.replace`; the replica that the name's requests go to does it, the others when they come."""
+        before = self.known(name)
+
+        def note(done: Future[str]) -> None:
+            if not done.cancelled() and isinstance(done.exception(), Refused):
+                self._pass_over(name, before)
+
+        future = self._tenants.replace(name, folder, planes=planes)
+        future.add_done_callback(note)
+        return future
+
+    def _pass_over(self, name: str, before: Decision | None) -> None:
+        """Note that the latest decision is not on what a name stands for."""
+        latest = self._gathered.log.latest(name)
+        if latest is not None and latest.verdict == "refused":
+            self._passed_over[name] = (latest, before)
+
     def known(self, name: str, version: str | None = None) -> Decision | None:
-        """The latest decision on a tenant, whichever replica made it and on whichever version."""
-        return self._gathered.log.latest(name)
+        """The latest decision on a tenant, whichever replica made it, unless it kept out what was to replace it."""
+        latest = self._gathered.log.latest(name)
+        refusal, before = self._passed_over.get(name, (None, None))
+        return before if latest is not None and latest == refusal else latest
 
     def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Sequence[Any]:
         """See `Admission.history`."""

@@ -26,12 +26,12 @@ class KnownDelta:
     Attributes:
         vocabulary: tokens that it knows.
         side_folder: its artifact, which the ingress reads too.
-        side_files: those of its own in it.
+        side_files: those of its own in it, each with the SHA-256 that it had when a replica loaded it.
     """
 
     vocabulary: int
     side_folder: Path
-    side_files: tuple[str, ...]
+    side_files: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ _KNOWN: dict[str, type[DeltakeeperError]] = {
     for kind in (
         errors.ArtifactError,
         errors.BaseMismatchError,
+        errors.ChangedError,
         errors.DataError,
         errors.LayoutError,
         errors.OverlayError,
+        errors.OversizedError,
         errors.TenantError,
         QueueFullError,
         Refused,

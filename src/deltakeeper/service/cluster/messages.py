@@ -120,13 +120,13 @@ class Loaded:
     Attributes:
         version: identity of its content.
         vocabulary: tokens that it knows.
-        side_files: files of its artifact with words or templates of its own.
+        side_files: files of its artifact with words or templates of its own, each with its SHA-256.
         told: what policy said of it, and of others.
     """
 
     version: str
     vocabulary: int
-    side_files: tuple[str, ...]
+    side_files: dict[str, str]
     told: Told
 
 

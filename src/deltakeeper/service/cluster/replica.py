@@ -118,7 +118,7 @@ class Replica:
             while (lease := self._store.acquire(name)) is None:
                 await asyncio.wrap_future(self._store.load(name))
             with lease:
-                return Loaded(lease.version, lease.delta.vocabulary, lease.delta.side_files, self._told())
+                return Loaded(lease.version, lease.delta.vocabulary, dict(lease.delta.side_files), self._told())
         except DeltakeeperError as error:
             return failure_of(error, self._told())
 
@@ -183,7 +183,8 @@ class Replica:
             generation, future = self._turning.get(name, (0, None))
             if future is not None and generation >= place.generation:
                 return future
-            future = self._store.replace(name, place.path, planes=place.planes)
+            turn = self._store.replace if self._admission is None else self._admission.replace
+            future = turn(name, place.path, planes=place.planes)
             self._turning[name] = (place.generation, future)
         future.add_done_callback(lambda done: self._turned(place, done))
         return future
