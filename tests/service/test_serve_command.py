@@ -142,8 +142,10 @@ def test_every_route_of_a_whole_service_is_closed_but_for_a_few(folder):
             kinds = {route.path: kind for route, kind in guarded_routes(service.app.routes)}
             asks = {path for path, kind in kinds.items() if kind == "ask"}
             opened = {path for path, kind in kinds.items() if kind == "public"}
-            assert asks == {"/v1/models", "/v1/models/{model:path}", "/v1/completions", "/v1/chat/completions"}
-            assert opened == {"/health", "/ready", "/openapi.json", *FILES} | ({"/metrics"} if public else set())
+            inference = {"/v1/completions", "/v1/chat/completions", "/tokenize"}
+            assert asks == {"/v1/models", "/v1/models/{model:path}", *inference}
+            about = {"/health", "/ready", "/ping", "/version", "/openapi.json", *FILES}
+            assert opened == about | ({"/metrics"} if public else set())
             assert len(kinds) - len(asks) - len(opened) >= 8
             with served(service.services, app=service.app) as live, live.client() as anybody:
                 for route, kind in guarded_routes(service.app.routes):

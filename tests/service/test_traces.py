@@ -78,7 +78,7 @@ def test_what_is_refused_is_traced_and_probes_are_not(live, spans):
 
 
 def test_a_failure_is_an_error(live, spans, monkeypatch):
-    monkeypatch.setattr(type(live.services.store), "names", lambda self: 1 / 0)
+    monkeypatch.setattr(type(live.services.store), "stats", lambda self: 1 / 0)
     with live.client("all") as client:
         assert client.get("/v1/models").status_code == 500
     (span,) = finished(spans, 1)
