@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from deltakeeper.service.running import Services
 
 _log = logging.getLogger("deltakeeper.service")
+_IDLE_SECONDS = 75
+"""How long a connection may wait for its next request: longer than proxies keep it, which would meet a closed one."""
 _GOODBYE_SECONDS = 5
 """How long connections may take to hand over the last bytes once all answers have ended."""
 
@@ -55,6 +57,7 @@ class Server(uvicorn.Server):
                 http="h11",
                 loop="asyncio",  # whichever extras brought another along, this is what was measured
                 timeout_graceful_shutdown=_GOODBYE_SECONDS,
+                timeout_keep_alive=_IDLE_SECONDS,
             )
         )
         self._services, self._tell = services, tell
