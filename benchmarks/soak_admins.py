@@ -19,7 +19,7 @@ class Administrators:
         crowd: whose standings they change.
         swings: names that stand for one of two tenants in turn.
         guests: names that come and go, and the tenant whose artifact they stand for.
-        residents: tenants that are unloaded and loaded.
+        residents: tenants that are loaded, and loaded anew.
     """
 
     def __init__(
@@ -33,8 +33,7 @@ class Administrators:
         chance = random.Random(10_000 + number)
         acts: list[tuple[Callable[[random.Random], Awaitable[None]], int]] = [
             (self.swing, 25),
-            (self.come_or_go, 20),
-            (self.unload, 20),
+            (self.come_or_go, 40),
             (self.load, 15),
             (self.replace_with_itself, 10),
             (self.look, 15),
@@ -72,16 +71,17 @@ class Administrators:
         then = self._guests[name] if now is None else None
         self._taken.add(name)
         standing.turn(then)
-        if then is None:
+        own_way = chance.random() < 0.5
+        if then is None and own_way:
             done = await self._ask("DELETE", f"/admin/deltas/{name}", None)
-        else:
+        elif then is None:
+            done = await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        elif own_way:
             done = await self._ask("PUT", f"/admin/deltas/{name}", {"path": then, "load": chance.random() < 0.5})
+        else:
+            done = await self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": then})
         standing.settle(then if done else now)
         self._taken.discard(name)
-
-    async def unload(self, chance: random.Random) -> None:
-        """Free the memory of a tenant that may be answering."""
-        await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": chance.choice(self._residents)})
 
     async def load(self, chance: random.Random) -> None:
         """Load a tenant that may be loaded already, which is an error to vLLM's clients."""

@@ -18,6 +18,8 @@ SECONDS = 120
 """Longest wait for anything."""
 _PASSING = {("model_not_loaded", 503), ("queue_full", 503)}
 """Errors that a client may meet while deltas come and go."""
+_NEVER_FITS = ("quota_too_small", 400)
+"""What asks for more answers at a time than its key may have is told so, and not to come back."""
 
 
 class Standing:
@@ -124,7 +126,7 @@ class Crowd:
         self.client = self._connect()
 
     def _connect(self) -> httpx.AsyncClient:
-        # a connection that was idle is given up before the service closes it, which is after 5 s
+        # a connection that was idle is given up before the service could close it
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=1)
         return httpx.AsyncClient(base_url=self.url, timeout=SECONDS, limits=limits, trust_env=False)
 
@@ -299,7 +301,8 @@ class Crowd:
         self.ledger.count(kind, f"{status} {code}" if code else status)
         self.ledger.check_refusal(f"{kind}, {name}", status, headers, body)
         gone = status == 404 and None in seen
-        if not gone and (code, status) not in _PASSING and not (status == 429 and name in self.limited):
+        limited = name in self.limited and (status == 429 or (code, status) == _NEVER_FITS)
+        if not gone and not limited and (code, status) not in _PASSING:
             self.ledger.blame("a refusal that nothing explains", f"{kind}, {name} ({seen}): {status} {body}")
 
     def _broke_off(self, kind: str, name: str, seen: set[str | None], error: dict[str, Any]) -> None:

@@ -268,6 +268,17 @@ def test_what_is_not_http_is_answered_and_harms_nobody(live):
         assert client.get("/health").status_code == 200
 
 
+def test_a_body_that_is_no_http_is_no_failure_of_the_service(live, caplog):
+    host, port = live.server.servers[0].sockets[0].getsockname()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer all\r\n"
+    with socket.create_connection((host, port), timeout=5) as peer:
+        peer.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n")
+        assert peer.recv(65536).startswith(b"HTTP/1.1 4")
+    with live.client() as client:
+        assert client.get("/health").status_code == 200
+    assert "Traceback" not in caplog.text
+
+
 def test_the_document_says_that_errors_are_json(live):
     with live.client() as client:
         for _ in range(2):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from h11 import LocalProtocolError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,6 +91,8 @@ class Doorway:
                 else:
                     most, objects = scope["state"]["limits"]
                     await self._app(scope, _Body(receive, most, objects), visit.send)
+            except LocalProtocolError:  # what followed the head was no HTTP, which uvicorn has answered by itself
+                _log.info("request %s: its body is no HTTP; the connection was closed", visit.id)
             except Exception:
                 _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
                 if not visit.status:
