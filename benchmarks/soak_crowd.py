@@ -203,6 +203,8 @@ class Crowd:
         stream = chance.random() < 0.5
         answer = await self._post(case.path, {**case.body, "model": asked, "stream": stream}, self.keys[owner])
         self.ledger.count("foreign", answer.status_code)
+        if answer.status_code == 429 and owner in self.limited:  # counted before it is known what is asked
+            return
         told = f"There is no model {asked!r}; GET /v1/models lists those that this key may ask."
         if answer.status_code != 404 or answer.json()["error"]["message"] != told:
             self.ledger.blame("a foreign model that shows", f"{owner} asks {asked}: {answer.status_code} {answer.text}")
