@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltakeeper.errors import DeltakeeperError
 from deltakeeper.overlay import TenantDelta
 from deltakeeper.overlay.side_files import checked_copy
 from deltakeeper.prompting import tokenizers
@@ -152,14 +152,16 @@ class Texts:
         task = self._kept.pop(version, None)
         if task is None:
             task = asyncio.create_task(asyncio.to_thread(self._read, delta))
+            task.add_done_callback(partial(self._forget_failed, version))
         self._kept[version] = task  # the latest at the end
         while len(self._kept) > _MOST_KEPT:
             del self._kept[next(iter(self._kept))]
-        try:
-            return await asyncio.shield(task)  # others wait for it too
-        except DeltakeeperError:
-            self._kept.pop(version, None)
-            raise
+        return await asyncio.shield(task)  # others wait for it too
+
+    def _forget_failed(self, version: str, task: asyncio.Task[Words]) -> None:
+        """Let the next request read anew, whatever it was that failed."""
+        if (task.cancelled() or task.exception() is not None) and self._kept.get(version) is task:
+            del self._kept[version]
 
     def _read(self, delta: TenantDelta) -> Words:
         own = tokenizers(self.base.tokenizer, {"": delta})[""]

@@ -40,7 +40,7 @@ async def put_artifact(name: Annotated[str, Path(max_length=128)], request: Requ
         if place.exists() or place.is_symlink():
             raise Conflict(f"The name '{name}' is taken; give the artifact another, and turn the name over to it.")
         try:
-            arrival = Arrival(services.deltas, name, _most_bytes(services))
+            arrival = await asyncio.to_thread(Arrival, services.deltas, name, _most_bytes(services))
             try:
                 await _receive(request, arrival)
                 artifact = await asyncio.to_thread(arrival.check, services.base.root)
@@ -51,7 +51,7 @@ async def put_artifact(name: Annotated[str, Path(max_length=128)], request: Requ
                 card = describe(artifact)
                 arrival.place()
             finally:
-                arrival.discard()
+                await asyncio.to_thread(arrival.discard)
         except ClientDisconnect as error:
             raise BadRequest("The upload broke off; send it again.", code="archive_cut_off") from error
         except OSError as error:
