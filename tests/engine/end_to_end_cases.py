@@ -191,4 +191,5 @@ def at_rest(engine, store):
     stats, tenants = engine.stats(), store.stats()
     assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
     assert (tenants.pins, tenants.waiting) == (0, 0)
-    assert not engine._unfinished and len(engine._core.scheduler._rows) == engine.settings.max_running
+    rows = min(engine.settings.max_running, engine.settings.max_step_tokens)
+    assert not engine._unfinished and len(engine._core.scheduler._rows) == rows
