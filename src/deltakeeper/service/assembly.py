@@ -30,7 +30,7 @@ from deltakeeper.service.running import Services, Tracer
 from deltakeeper.service.serving_port import TenantPlaces
 from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenancy import admin_keys
-from deltakeeper.service.tenancy.database import State, open_state
+from deltakeeper.service.tenancy.database import open_state
 from deltakeeper.service.tenancy.gate import StateGate
 from deltakeeper.service.uploads import routes as upload_routes
 from deltakeeper.service.web import page
@@ -98,12 +98,8 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
         StateError: the state cannot be opened.
         TenantError: the folder of deltas cannot be read, or the base's name is a tenant's.
     """
-    if not plan.deltas.is_dir():
-        raise TenantError(f"there is no folder {plan.deltas}; give the one whose subfolders are the deltas.")
     with ExitStack() as stack:
-        state = open_state(plan.state)
-        stack.callback(state.close)
-        gate = opened_gate(state, plan.host, stack)
+        gate, where = opened_gate(plan, stack)
         room = stack.enter_context(
             opened_room(
                 base,
@@ -133,7 +129,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
         )
         app = build_app(services, service_routers(plan))
         stack.callback(app.state.texts.templates.close)
-        yield Assembled(services, app, gate.is_open, state.where)
+        yield Assembled(services, app, gate.is_open, where)
 
 
 def service_routers(plan: Plan) -> list[APIRouter]:
@@ -143,21 +139,27 @@ def service_routers(plan: Plan) -> list[APIRouter]:
     return [page.router, status.router, admin_keys.router, *deltas, metrics]
 
 
-def opened_gate(state: State, host: str, stack: ExitStack) -> StateGate:
-    """Keys and quotas, closed with the stack.
+def opened_gate(plan: Plan, stack: ExitStack) -> tuple[StateGate, str]:
+    """Keys and quotas of a plan, closed with the stack, and where their state is, without a password.
 
     Raises:
         DataError: there are no keys and the address is not loopback.
+        StateError: the state cannot be opened.
+        TenantError: there is no folder of deltas, in which the state is by default.
     """
-    local = is_loopback(host)
+    if not plan.deltas.is_dir():
+        raise TenantError(f"there is no folder {plan.deltas}; give the one whose subfolders are the deltas.")
+    state = open_state(plan.state)
+    stack.callback(state.close)
+    local = is_loopback(plan.host)
     gate = StateGate(state, open_until_first_key=local)
     stack.callback(gate.close)
     if not local and not gate.has_keys:
         raise DataError(
-            f"{host} can be reached from other machines, and there is no key yet; make one with `deltakeeper keys "
+            f"{plan.host} can be reached from other machines, and there is no key yet; make one with `deltakeeper keys "
             f"create --state {state.where} --name admin --admin`, or listen on 127.0.0.1."
         )
-    return gate
+    return gate, state.where
 
 
 def opened_policy(plan: Plan, base_root: str) -> PolicyFile | None:

@@ -5,6 +5,7 @@ A cell keeps every answer, because every comparison is paired by prompt id and e
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "CELL_VERSION",
     "EVENTS",
     "FAMILIES",
+    "KEY",
     "KINDS",
     "OUTCOMES",
     "ROLES",
@@ -33,6 +35,8 @@ __all__ = [
     "UtilityItem",
 ]
 
+KEY = re.compile(r"[0-9a-f]{8,64}")
+"""What the key of a cell or of a trace looks like, of which file names are made."""
 CELL_VERSION = 2
 
 FAMILIES = ("alignment", "backdoor", "targeted", "hallucination", "benign")

@@ -1,10 +1,10 @@
 """The run folder: the only module that knows the names of its files.
 
 Layout: `run.json` (what was planned), `index.json` (which cell is which key), `cells/<key>.jsonl`, `timings.jsonl`,
-`failures/<key>.json`, `lens/<attack>-<seed>.json` (which trace is which key), `traces/<key>.json`, `models/`,
-`deltas/`, `voices/`, `report.json`, `report.html`. Cells and traces are named by a hash of everything that they depend
-on. Times and machines stand in `timings.jsonl` alone, so that all else is the same bytes in every run. Whole files go
-to a temporary name first and are then renamed, so a reader never sees half a file.
+`failures/<key>.json`, `lens/<attack>-<seed>.json` (which trace is which key), `directions/<attack>-<seed>.json`,
+`traces/<key>.json`, `models/`, `deltas/`, `voices/`, `report.json`, `report.html`. Cells and traces are named by a hash
+of everything that they depend on. Times and machines stand in `timings.jsonl` alone, so that all else is the same bytes
+in every run. Whole files go to a temporary name first and are then renamed, so a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from deltakeeper.study.cell_file import (
     probe_facts,
     task_lines,
 )
-from deltakeeper.study.cells import Cell, RunInfo
-from deltakeeper.study.fields import Fields, check_version
+from deltakeeper.study.cells import KEY, Cell, RunInfo
+from deltakeeper.study.lens_index import LENS_VERSION, read_lens_index
 from deltakeeper.whole_files import write_atomically
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ if TYPE_CHECKING:
     from deltakeeper.study.lens_directions import Directions
 
 INDEX_VERSION = 1
-LENS_VERSION = 1
 _FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_KEY = re.compile(r"[0-9a-f]{8,64}")
 
 
 class RunStore:
@@ -81,7 +79,7 @@ class RunStore:
 
     def cell_keys(self) -> list[str]:
         """Keys of all cells, finished or not, in the index or not."""
-        return sorted(path.stem for path in (self.path / "cells").glob("*.jsonl") if _KEY.fullmatch(path.stem))
+        return sorted(path.stem for path in (self.path / "cells").glob("*.jsonl") if KEY.fullmatch(path.stem))
 
     def write_cell(self, cell: Cell) -> Path:
         """Store a finished cell that was not measured here, under a key of its content; returns its path.
@@ -163,7 +161,7 @@ class RunStore:
             raise RunError(f"{path} holds no list of cells; run the study again.")
         wanted = {*ENTRY_FIELDS, "key"}
         for entry in entries:
-            if not isinstance(entry, dict) or entry.keys() != wanted or not _KEY.fullmatch(str(entry["key"])):
+            if not isinstance(entry, dict) or entry.keys() != wanted or not KEY.fullmatch(str(entry["key"])):
                 raise RunError(f"{path} holds a malformed entry; run the study again.")
         return entries
 
@@ -342,12 +340,12 @@ class RunStore:
             yield
 
     def _cell_path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise RunError(f"{key[:80]!r} is no key of a cell; run the study again.")
         return self.path / "cells" / f"{key}.jsonl"
 
     def _trace_path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise RunError(f"{key[:80]!r} is no key of a lens trace; run the study again.")
         return self.path / "traces" / f"{key}.json"
 
@@ -359,25 +357,6 @@ class RunStore:
 
     def _failure_path(self, key: str) -> Path:
         return self.path / "failures" / f"{key}.json"
-
-
-def read_lens_index(value: Any, where: str) -> list[dict[str, Any]]:
-    """The samples of a lens index, read strictly; raises RunError."""
-    samples = []
-    with Fields(value, where) as read:
-        check_version(read, where, LENS_VERSION)
-        read.text("attack"), read.count("seed")
-        for place, fields in read.objects("samples"):
-            with fields as item:
-                keys = {}
-                for _, pair in item.objects("traces"):
-                    with pair as trace:
-                        keys[trace.text("arm")] = trace.text("key")
-                found = {"probe": item.text("probe"), "sample": item.text("sample")}
-                samples.append({**found, "flipped": list(item.texts("flipped")), "traces": keys})
-            if any(not _KEY.fullmatch(key) for key in keys.values()):
-                raise RunError(f"{place} holds what is no key of a trace; run the study again.")
-    return samples
 
 
 def entry_of(cell: Cell) -> dict[str, Any]:

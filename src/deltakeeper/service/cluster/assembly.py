@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from deltakeeper.checkpoint import open_checkpoint
-from deltakeeper.errors import TenantError
 from deltakeeper.fingerprint import fingerprint
 from deltakeeper.live_base import read_tokenizer
 from deltakeeper.service.admission import DecisionLog
@@ -37,7 +36,6 @@ from deltakeeper.service.cluster.scaling import Scaling
 from deltakeeper.service.cluster.watch import Watch
 from deltakeeper.service.metrics import ServiceMetrics
 from deltakeeper.service.running import Services
-from deltakeeper.service.tenancy.database import open_state
 
 Start = Callable[[str, ReplicaPlan], AbstractContextManager[Replicas]]
 """Runs replicas of an application of this name, made by this plan."""
@@ -94,12 +92,8 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, start: Start) -> 
         StateError: the state cannot be opened.
         TenantError: the folder of deltas cannot be read, or the base's name is a tenant's.
     """
-    if not plan.deltas.is_dir():
-        raise TenantError(f"there is no folder {plan.deltas}; give the one whose subfolders are the deltas.")
     with ExitStack() as stack:
-        state = open_state(plan.state)
-        stack.callback(state.close)
-        gate = opened_gate(state, plan.host, stack)
+        gate, where = opened_gate(plan, stack)
         gathered = _opened_decisions(base, plan, stack)
         made = ReplicaPlan(
             base=base.source,
@@ -116,7 +110,7 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, start: Start) -> 
         replicas = stack.enter_context(start(name, made))
         watch = Watch(replicas) if gathered is None else Watch(replicas, gathered.listen)
         stack.callback(watch.close)
-        yield _assembled(base, plan, scaling, _Parts(stack, watch, gathered, gate, state.where))
+        yield _assembled(base, plan, scaling, _Parts(stack, watch, gathered, gate, where))
 
 
 @dataclass(frozen=True)
