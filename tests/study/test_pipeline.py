@@ -243,6 +243,12 @@ def test_bars_are_drawn_in_a_terminal(study, finished):
     assert "Whole study" in screen.getvalue() and "a line" in screen.getvalue()
 
 
+def test_a_finished_step_is_one_line_of_a_log_however_long():
+    screen = io.StringIO()
+    Progress(Console(file=screen, width=40)).finish("Fine-tuned something, seed 0: 66 of 66 steps, last loss 0.021.")
+    assert screen.getvalue().count("\n") == 1
+
+
 def test_utility_tasks_are_asked_of_every_arm_and_kept_item_by_item(base, tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text("How do I cook rice?\n\nTell me how to bake a loaf of bread.\n\nWhat is a lock?\n")

@@ -123,7 +123,7 @@ class Progress:
     def finish(self, line: str) -> None:
         """Print the line of a finished step where no bar is drawn."""
         if not self.console.is_terminal:
-            self.console.print(line, highlight=False, markup=False)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class RelayedProgress(Progress):
