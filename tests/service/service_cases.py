@@ -79,6 +79,9 @@ class FakeGate:
         if self.most is not None and sum(one.answers for one in self.admitted if not one.closed) + answers > self.most:
             raise TooManyRequests("Too many at once; wait.", retry_after=2.5)
 
+    def withdraw(self, principal, model):
+        pass
+
     def admit(self, principal, model, prompt_tokens, answers=1):
         self.check(principal, model, answers)
         self.admitted.append(Spent(model, prompt_tokens, answers))

@@ -69,12 +69,21 @@ class Gate(Protocol):
         """Count a request against its key, before anything is made of it; raises `TooManyRequests`."""
 
     def check(self, principal: Principal, model: str, answers: int) -> None:
-        """Refuse what `admit` would refuse, whatever the prompt; nothing is charged, and it raises the same."""
+        """Refuse what `admit` would refuse, whatever the prompt; nothing is charged, and it raises the same.
+
+        One that is refused has the place in the line that `admit` would have given. One that passes goes on to `admit`,
+        or gives its place up with `withdraw`, so that nothing is kept for a request that nobody will make.
+        """
+
+    def withdraw(self, principal: Principal, model: str) -> None:
+        """Give up the place of a request that passed `check` and is not admitted."""
 
     def admit(
         self, principal: Principal, model: str, prompt_tokens: int, answers: int = 1
     ) -> AbstractContextManager[Usage]:
         """Take all answers of a request in under the holder's and the model's quotas, or none of them.
+
+        With no answers it counts as a request of the model alone.
 
         Raises:
             TooManyRequests: a quota is used up.

@@ -56,6 +56,13 @@ class Admission(Protocol):
             Unavailable: nothing was decided within `seconds`, or the canary could not be run.
         """
 
+    def admits(self, name: str) -> bool:
+        """Whether what a tenant has in memory may be used; false while it is loaded or tried, which is begun. Quick.
+
+        Raises:
+            TenantError: it is not let in, or cannot be loaded or tried now.
+        """
+
     def replace(self, name: str, folder: Path, *, planes: int | None = None) -> Future[str]:
         """Load another artifact for a name, see it through its canary, and turn the name over to it if it passes.
 

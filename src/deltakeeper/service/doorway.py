@@ -132,7 +132,7 @@ class Doorway:
         if kind != "public":
             try:
                 principal = let_in(self._gate, scope, kind)
-                if kind == "ask" and scope["method"] == "POST":
+                if kind == "ask":
                     self._count(principal)
             except ServiceError as error:
                 return error_response(error)

@@ -158,6 +158,14 @@ class PolicyAdmission:
             time.sleep(_PAUSE)
         raise Unavailable(f"Nothing was decided on '{name}' in {seconds:g} seconds; ask again later.", retry_after=5.0)
 
+    def admits(self, name: str) -> bool:
+        """See `Admission.admits`."""
+        _, tenants, _ = self._wired()
+        pin = tenants.acquire(name)
+        if pin is not None:
+            pin.release()
+        return pin is not None
+
     def replace(self, name: str, folder: Path, *, planes: int | None = None) -> Future[str]:
         """See `Admission.replace`."""
         store, _, trials = self._wired()

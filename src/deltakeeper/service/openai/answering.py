@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 from starlette.types import Receive
 
 from deltakeeper.engine import Request
-from deltakeeper.engine.request import QueueFullError
 from deltakeeper.engine.stream import Stream, Token
 from deltakeeper.errors import EngineError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.bell import Bell
 from deltakeeper.service.error_answers import service_error_of
-from deltakeeper.service.errors import ServiceError, TooManyRequests, Unavailable
+from deltakeeper.service.errors import ServiceError, Unavailable
 from deltakeeper.service.health import check_taking
 from deltakeeper.service.running import Services
 from deltakeeper.service.tenants import check_still_there
@@ -91,12 +90,10 @@ class Answering:
                     self.streams[-1].times.submitted = arrived
         except EngineError as error:
             self.close()
-            self._reject("queue_full" if isinstance(error, QueueFullError) else None)
             check_taking(services)
             raise service_error_of(error, services.settings.retry_seconds) from error
-        except BaseException as error:
+        except BaseException:
             self.close()
-            self._reject("quota" if isinstance(error, TooManyRequests) else None)
             raise
 
     async def parts(self, quiet_seconds: float | None = None) -> AsyncIterator[Part | None]:
@@ -184,7 +181,3 @@ class Answering:
             )
         if stream.finish_reason in ("error", "cancelled") and not self.gone:
             raise Unavailable("The service stopped before the answer was complete; ask again.", code="stopped")
-
-    def _reject(self, reason: str | None) -> None:
-        if reason is not None and self._services.metrics is not None:
-            self._services.metrics.rejected(reason)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import Request
 
 from deltakeeper.service.access import Principal
-from deltakeeper.service.errors import BadRequest, TooManyRequests
+from deltakeeper.service.errors import BadRequest, ServiceError, TooManyRequests
 from deltakeeper.service.health import check_taking
 from deltakeeper.service.openai.bodies import ChatBody, CompletionBody
 from deltakeeper.service.running import Services
@@ -35,8 +37,12 @@ class Call:
     request_id: str
 
 
-async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: int) -> Call:
-    """Take a request, and see to it that its model is loaded.
+@asynccontextmanager
+async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: int) -> AsyncIterator[Call]:
+    """Take a request, and see to it that its model is loaded; inside the block it is made ready and handed in.
+
+    A request that is refused there, for any reason but a quota, keeps no place in a quota's line. Whatever is not taken
+    for want of room is counted.
 
     Args:
         request: of HTTP.
@@ -51,24 +57,34 @@ async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: 
         Unavailable: the service is stopping, or the model cannot be loaded now.
     """
     check_sizes(body, prompts, request.app.state.services.settings)
-    return await enter_call(request, body.model, prompts * body.n)
+    async with enter_call(request, body.model, prompts * body.n) as call:
+        yield call
 
 
-async def enter_call(request: Request, name: str, answers: int = 1) -> Call:
-    """Take a request whose sizes are within limits, and see to it that its model is loaded; raises as `open_call`."""
+@asynccontextmanager
+async def enter_call(request: Request, name: str, answers: int) -> AsyncIterator[Call]:
+    """Take a request whose sizes are within limits, as `open_call` does; it may want no answers at all."""
     arrived = time.perf_counter()
     services: Services = request.app.state.services
-    check_taking(services)
     principal = request.state.principal
-    await check_known(services, principal, name)
     try:
+        check_taking(services)
+        await check_known(services, principal, name)
         services.gate.check(principal, name, answers)
-    except TooManyRequests:
-        if services.metrics is not None:
-            services.metrics.rejected("quota")
+        try:
+            model = await find_model(services, request.app.state.texts, principal, name)
+            yield Call(services, principal, model, arrived, request.state.request_id)
+        except TooManyRequests:  # it stands in the line, and comes back
+            raise
+        except BaseException:
+            if answers:
+                services.gate.withdraw(principal, name)
+            raise
+    except ServiceError as error:
+        reason = "quota" if isinstance(error, TooManyRequests) else error.code
+        if services.metrics is not None and reason in ("quota", "queue_full", "draining"):
+            services.metrics.rejected(reason)
         raise
-    model = await find_model(services, request.app.state.texts, principal, name)
-    return Call(services, principal, model, arrived, request.state.request_id)
 
 
 def check_sizes(body: ChatBody | CompletionBody, prompts: int, settings: ServiceSettings) -> None:

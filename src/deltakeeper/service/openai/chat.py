@@ -24,11 +24,11 @@ router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask"
 @router.post("/chat/completions", response_model=None, responses=DOCUMENTED)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answer a chat, in the model's own template."""
-    call = await open_call(request, body, 1)
-    services, model = call.services, call.model
-    prompt = await encode_messages(call, body.messages)
-    check_prompt(prompt, model, services.engine.context, "messages")
-    answering = ask(call, body, [prompt], longest=body.longest)
+    async with open_call(request, body, 1) as call:
+        services, model = call.services, call.model
+        prompt = await encode_messages(call, body.messages)
+        check_prompt(prompt, model, services.engine.context, "messages")
+        answering = ask(call, body, [prompt], longest=body.longest)
     reported = model.words if body.logprobs else None
     if body.stream:
         exchange = open_exchange("chatcmpl", "chat.completion.chunk", body.model)

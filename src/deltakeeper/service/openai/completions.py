@@ -26,13 +26,13 @@ router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[require("ask"
 @router.post("/completions", response_model=None, responses=DOCUMENTED)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Go on from each prompt, as it is."""
-    call = await open_call(request, body, len(body.prompts))
-    services, model = call.services, call.model
-    for prompt in body.prompts:
-        if isinstance(prompt, str):
-            check_length(len(prompt), call, "prompt")
-    texts, prompts = await model.words.run(services.settings.encode_seconds, _encode, body, call)
-    answering = ask(call, body, prompts, longest=body.max_tokens, echo=body.echo)
+    async with open_call(request, body, len(body.prompts)) as call:
+        services, model = call.services, call.model
+        for prompt in body.prompts:
+            if isinstance(prompt, str):
+                check_length(len(prompt), call, "prompt")
+        texts, prompts = await model.words.run(services.settings.encode_seconds, _encode, body, call)
+        answering = ask(call, body, prompts, longest=body.max_tokens, echo=body.echo)
     writers: list[_Writer] = []
     for choice, stream in enumerate(answering.streams):
         at, later = divmod(choice, body.n)

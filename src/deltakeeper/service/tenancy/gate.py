@@ -122,6 +122,10 @@ class StateGate:
         """Refuse what `admit` would refuse, whatever the prompt; raises as it does."""
         self._meter.check(principal.key_id, model, 1, answers)
 
+    def withdraw(self, principal: Principal, model: str) -> None:
+        """Give up the place of a request that passed `check` and is not admitted."""
+        self._meter.withdraw(principal.key_id, model)
+
     def admit(self, principal: Principal, model: str, prompt_tokens: int, answers: int = 1) -> Ticket:
         """Take a request in under the quotas of its key and of its model; raises `TooManyRequests`, `BadRequest`."""
         return self._meter.admit(principal.key_id, model, prompt_tokens, answers)

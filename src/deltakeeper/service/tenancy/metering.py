@@ -121,9 +121,20 @@ class Meter:
             self._take([(("key", key_id), Asked(requests=1))], key_id)
 
     def check(self, key_id: str | None, model: str, prompt_tokens: int, answers: int) -> None:
-        """Raise what `admit` would, and charge nothing; who finds no free slot stands in the line for one now."""
+        """Raise what `admit` would, and charge nothing.
+
+        Who finds no free slot stands in the line for one, as if `admit` had refused. Who is let through keeps the
+        place until `admit` gives the slot, and has to `withdraw` if it comes to no `admit`.
+        """
         with self._lock:
             self._refuse(_wanted(key_id, model, prompt_tokens, answers), key_id)
+
+    def withdraw(self, key_id: str | None, model: str) -> None:
+        """Give up a place in the line for a model's slots: a request that was let through asks for none."""
+        with self._lock:
+            account = self._accounts.get(("model", model))
+            if account is not None:
+                account.slots.leave(key_id)
 
     def admit(self, key_id: str | None, model: str, prompt_tokens: int, answers: int = 1) -> Ticket:
         """Take a request in, with all of its answers.
@@ -132,7 +143,7 @@ class Meter:
             key_id: who asks; None without keys, for whom only the model's quota counts.
             model: what is asked.
             prompt_tokens: of all its prompts, charged at once.
-            answers: that are made side by side.
+            answers: that are made side by side; 0 for a request that no answer is made for.
 
         Raises:
             TooManyRequests: a quota is used up.
@@ -172,7 +183,8 @@ class Meter:
         with self._lock:
             now = self._clock()
             for account in accounts:
-                account.slots.give(holder, now, answers)
+                if answers:  # or it would hold a share like one that has just answered
+                    account.slots.give(holder, now, answers)
 
     def _limits_of(self, name: _Name) -> Limits | None:
         return self._limits.get(name) or self._limits.get((name[0], EACH))

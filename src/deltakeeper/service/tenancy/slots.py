@@ -50,6 +50,10 @@ class Slots:
         self._claims[holder] = now, count
         return RETRY_SECONDS
 
+    def leave(self, holder: Hashable) -> None:
+        """Keep no slots for a holder that does not ask for them any more."""
+        self._claims.pop(holder, None)
+
     def take(self, holder: Hashable, count: int = 1) -> None:
         """Count answers that begin."""
         self.running[holder] = self.running.get(holder, 0) + count
