@@ -40,7 +40,10 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
         responses={status: {"model": ErrorBody, "description": "An error."} for status in ("4XX", "5XX")},
     )
     app.state.services = services
-    app.state.texts = Texts(services.base, with_defaults=services.settings.generation_config == "auto")
+    settings = services.settings
+    app.state.texts = Texts(
+        services.base, with_defaults=settings.generation_config == "auto", most_unread=settings.max_unread
+    )
     add_error_answers(app)
     for router in (
         health.router,
@@ -56,7 +59,7 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
         Doorway,
         routes=app.routes,
         gate=services.gate,
-        settings=services.settings,
+        settings=settings,
         traces=services.traces,
         metrics=services.metrics,
         context=services.engine.context,

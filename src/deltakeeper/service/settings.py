@@ -29,8 +29,9 @@ class ServiceSettings:
         max_logprob_entries: tokens that are reported by one request, over all its answers and echoed prompts.
         default_new_tokens: length of an answer to a chat that does not say; the context may end it before.
         load_seconds: how long a request waits for its cold tenant before it is told to come back.
-        encode_seconds: how long a prompt may take to become tokens, its tenant's others before it included.
+        encode_seconds: how long a prompt may take to become tokens, those of its model before it included.
         keep_alive_seconds: silence in a stream after which a comment is sent, so that proxies keep it open.
+        max_unread: requests of one key that may wait, at each model, for their prompts to become tokens.
         drain_seconds: how long running answers may go on once the service is to stop.
         generation_config: where parameters of sampling that a request leaves out come from: `auto` is the model's
             `generation_config.json`, `none` are OpenAI's own defaults.
@@ -49,6 +50,7 @@ class ServiceSettings:
     max_choices: int = 128
     max_stop_strings: int = 16
     max_stop_characters: int = 1024
+    max_unread: int = 256
     max_new_tokens: int | None = None
     max_logprobs: int = 20
     max_logprob_entries: int = 1 << 18

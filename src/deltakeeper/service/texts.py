@@ -15,9 +15,12 @@ from deltakeeper.prompting import tokenizers
 from deltakeeper.service.errors import BadRequest, Unavailable
 from deltakeeper.service.sampling_defaults import FILE_NAME, SamplingDefaults, read_defaults
 from deltakeeper.service.serving_port import ServedBase
+from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.templates import TemplateError, Templates
+from deltakeeper.service.turns import Turns
 
 _MOST_KEPT = 256
+_RETRY_SECONDS = 1.0
 _T = TypeVar("_T")
 
 
@@ -37,6 +40,7 @@ class Words:
         vocabulary: int | None = None,
         defaults: SamplingDefaults | None = None,
         templates: Templates | None = None,
+        most_unread: int = ServiceSettings.max_unread,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
@@ -44,36 +48,47 @@ class Words:
         self.templates = templates or Templates(tokenizer)
         # A first use may change a tokenizer of Rust, which refuses to be read meanwhile; later ones do not.
         tokenizer("")
-        self._turn = asyncio.Lock()
+        self._turns = Turns(most_unread)
         self._shown: dict[int, str] = {}
 
-    async def chat(self, seconds: float, turns: Sequence[dict[str, str]]) -> list[int]:
+    async def chat(self, holder: str | None, seconds: float, turns: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a chat; see `encode_chat` and `run`."""
         apart = None if self.templates.trusts(self.tokenizer) else self.templates.threads
-        return await self.run(seconds, self.encode_chat, turns, threads=apart)
+        return await self.run(holder, seconds, self.encode_chat, turns, threads=apart)
 
     async def run(
-        self, seconds: float, call: Callable[..., _T], *arguments: Any, threads: Executor | None = None
+        self,
+        holder: str | None,
+        seconds: float,
+        call: Callable[..., _T],
+        *arguments: Any,
+        threads: Executor | None = None,
     ) -> _T:
         """Run what is slow, such as a long text, on a thread: one of the loop's unless others are given.
 
-        One call of a model at a time, so that none takes all threads from the others; a thread cannot be stopped, so
-        the next call waits for its end even if nobody else does.
+        One call of a model at a time, so that none takes all threads from the others, and by turns among the keys that
+        ask it (`holder`); a thread cannot be stopped, so the next call waits for its end even if nobody else does.
 
         Raises:
-            Unavailable: it took longer than this many seconds.
+            Unavailable: it took longer than this many seconds, or too many of this key wait.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self._turn.acquire()
-                running = asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
+                await self._turns.take(holder)
+                try:
+                    running = asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
+                except BaseException:  # the threads have ended
+                    self._turns.give()
+                    raise
                 running.add_done_callback(self._end_turn)
                 return await asyncio.shield(running)
         except TimeoutError as error:
-            raise Unavailable("The prompt could not be made into tokens in time; ask again later.") from error
+            raise Unavailable(
+                "The prompt could not be made into tokens in time; ask again later.", retry_after=_RETRY_SECONDS
+            ) from error
 
     def _end_turn(self, done: asyncio.Future[Any]) -> None:
-        self._turn.release()
+        self._turns.give()
         if not done.cancelled():
             done.exception()  # it was told to whoever asked, if they still wait
 
@@ -126,16 +141,19 @@ class Texts:
     Args:
         base: with its tokenizer and its folder.
         with_defaults: whether models say how tokens are drawn where a request does not.
+        most_unread: requests of one key that may wait at each model; see `Turns`.
 
     Raises:
         DataError: the base's generation config cannot be used.
     """
 
-    def __init__(self, base: ServedBase, *, with_defaults: bool = True) -> None:
-        self._with_defaults = with_defaults
+    def __init__(
+        self, base: ServedBase, *, with_defaults: bool = True, most_unread: int = ServiceSettings.max_unread
+    ) -> None:
+        self._with_defaults, self._most_unread = with_defaults, most_unread
         self.templates = Templates(base.tokenizer)
         defaults = read_defaults(base.path) if with_defaults else None
-        self.base = Words(base.tokenizer, _vocabulary(base.path), defaults, self.templates)
+        self.base = Words(base.tokenizer, _vocabulary(base.path), defaults, self.templates, most_unread)
         self._kept: dict[str, asyncio.Task[Words]] = {}
 
     async def of(self, version: str, delta: Any) -> Words:
@@ -171,7 +189,7 @@ class Texts:
         if self._with_defaults and FILE_NAME in delta.side_files:
             with checked_copy(delta.side_folder, delta.side_files, [FILE_NAME]) as copied:
                 defaults = read_defaults(copied, delta.side_folder)
-        return Words(own, delta.vocabulary, defaults, self.templates)
+        return Words(own, delta.vocabulary, defaults, self.templates, self._most_unread)
 
 
 def _vocabulary(folder: Path) -> int | None:

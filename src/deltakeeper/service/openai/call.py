@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -16,6 +17,8 @@ from deltakeeper.service.openai.bodies import ChatBody, CompletionBody
 from deltakeeper.service.running import Services
 from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenants import Model, check_known, find_model
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Call:
     model: Model
     arrived: float
     request_id: str
+
+    async def read(self, read: Callable[..., _T], *arguments: Any) -> _T:
+        """Make something of a prompt with the model's words, when it is this key's turn; raises as `Words.run`."""
+        seconds = self.services.settings.encode_seconds
+        return await self.model.words.run(self.principal.key_id, seconds, read, *arguments)
 
 
 @asynccontextmanager

@@ -60,7 +60,7 @@ async def encode_messages(call: Call, messages: Sequence[Message]) -> list[int]:
     """
     turns, words = [message.turn() for message in messages], call.model.words
     check_length(sum(len(turn["content"]) for turn in turns), call, "messages")
-    return await words.chat(call.services.settings.encode_seconds, turns)
+    return await words.chat(call.principal.key_id, call.services.settings.encode_seconds, turns)
 
 
 async def _chunks(

@@ -31,7 +31,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         for prompt in body.prompts:
             if isinstance(prompt, str):
                 check_length(len(prompt), call, "prompt")
-        texts, prompts = await model.words.run(services.settings.encode_seconds, _encode, body, call)
+        texts, prompts = await call.read(_encode, body, call)
         answering = ask(call, body, prompts, longest=body.max_tokens, echo=body.echo)
     writers: list[_Writer] = []
     for choice, stream in enumerate(answering.streams):

@@ -43,15 +43,14 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     """The tokens of a text as `/v1/completions` reads it, or of a chat as `/v1/chat/completions` does."""
     async with enter_call(request, body.model, 0) as call:
         words, services = call.model.words, call.services
-        seconds = services.settings.encode_seconds
         await _wait_for_canary(call)
         with services.gate.admit(call.principal, body.model, 0, 0):
             if body.messages is not None:
                 tokens = await encode_messages(call, body.messages)
             else:
                 check_length(len(body.prompt or ""), call, "prompt")
-                tokens = await words.run(seconds, words.encode, body.prompt or "", body.add_special_tokens)
-            spelt = await words.run(seconds, words.spell, tokens) if body.return_token_strs else None
+                tokens = await call.read(words.encode, body.prompt or "", body.add_special_tokens)
+            spelt = await call.read(words.spell, tokens) if body.return_token_strs else None
     return {"count": len(tokens), "max_model_len": services.engine.context, "tokens": tokens, "token_strs": spelt}
 
 
