@@ -224,10 +224,13 @@ def test_a_tenant_brings_its_own_tokenizer_and_end_of_text(sides, tmp_path):
     WORDS.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     names = [path.name for path in tmp_path.iterdir()]
-    side = side_of(sides, Delta(tmp_path, names))
+    delta = Delta(tmp_path, names)
+    side = side_of(sides, delta)
     assert side.tokenizer.decode([4, 5]) == "the cat"
     assert (side.eos, side.vocabulary) == (frozenset({7, 9}), 300)
     assert sides.get("ab", Delta(tmp_path, names)) is side
+    del delta
+    assert not sides._kept  # a tokenizer goes with the delta that it was read for
 
 
 def test_what_a_tenant_lacks_is_the_bases(sides, tmp_path):

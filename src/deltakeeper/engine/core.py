@@ -100,6 +100,7 @@ class Core:
         self.scheduler.drop(sequence)
         if sequence.pin is not None:
             sequence.pin.release()
+            sequence.pin = None  # or a stream that somebody keeps would keep the delta's remains
         self.counters.finish(reason)
         self._ended(sequence)
         sequence.stream.end(reason, stop=stop, error=error or None)

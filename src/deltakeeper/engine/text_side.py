@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -68,8 +69,9 @@ class TextSides:
         kept = self._kept.get(version)
         if kept is None:
             if len(self._kept) >= _MOST_KEPT:
-                del self._kept[next(iter(self._kept))]
+                self._kept.pop(next(iter(self._kept)), None)
             kept = self._kept[version] = self._pool.submit(_read, self.base, Path(folder), files, vocabulary)
+            weakref.finalize(delta, self._kept.pop, version, None).atexit = False  # it goes with the delta
         if not kept.done():
             return None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -136,7 +137,7 @@ class Words:
 
 
 class Texts:
-    """The words of the base and of every version of a tenant that was asked lately.
+    """The words of the base and of every version of a tenant that is in memory and was asked lately.
 
     Args:
         base: with its tokenizer and its folder.
@@ -171,15 +172,17 @@ class Texts:
         if task is None:
             task = asyncio.create_task(asyncio.to_thread(self._read, delta))
             task.add_done_callback(partial(self._forget_failed, version))
+            # it has no part in the budget of deltas, and goes with the delta
+            weakref.finalize(delta, self._kept.pop, version, None).atexit = False
         self._kept[version] = task  # the latest at the end
         while len(self._kept) > _MOST_KEPT:
-            del self._kept[next(iter(self._kept))]
+            self._kept.pop(next(iter(self._kept)), None)
         return await asyncio.shield(task)  # others wait for it too
 
     def _forget_failed(self, version: str, task: asyncio.Task[Words]) -> None:
         """Let the next request read anew, whatever it was that failed."""
         if (task.cancelled() or task.exception() is not None) and self._kept.get(version) is task:
-            del self._kept[version]
+            self._kept.pop(version, None)
 
     def _read(self, delta: TenantDelta) -> Words:
         own = tokenizers(self.base.tokenizer, {"": delta})[""]
