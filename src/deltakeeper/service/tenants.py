@@ -68,11 +68,12 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
         try:
             return await _loaded(services, texts, name)
         except ChangedError as error:  # what lies there now is another version, which is looked at anew
-            _log.warning("model %s is loaded anew: %s", name, error)
+            told = "model %s is loaded anew: %s"
+            services.notes.repeats.log(_log, logging.WARNING, name, str(error), told, name, error)
             services.store.unload(name)
             return await _loaded(services, texts, name)
     except (DeltakeeperError, TimeoutError) as error:  # it may name paths, which are the operator's business alone
-        _tell(services, name, str(error))
+        _tell(services, name, str(error) or "it was not loaded in time.")
         if isinstance(error, ArtifactError) and services.admission is not None:
             with suppress(TenantError):  # it was removed meanwhile
                 folder = services.store.source(name).path
@@ -128,7 +129,7 @@ def _tell(services: Services, name: str, why: str) -> None:
     told = services.notes.told
     if name not in told or not why.endswith(told[name]):
         told[name] = why
-        _log.warning("model %s cannot be served: %s", name, why)
+        services.notes.repeats.log(_log, logging.WARNING, name, why, "model %s cannot be served: %s", name, why)
 
 
 async def _lease(services: Services, name: str) -> HeldTenant:

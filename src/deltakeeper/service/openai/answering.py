@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from deltakeeper.engine import Request
 from deltakeeper.engine.stream import Stream, Token
-from deltakeeper.errors import EngineError
+from deltakeeper.errors import EngineError, TenantError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.bell import Bell
 from deltakeeper.service.error_answers import service_error_of
@@ -61,6 +61,7 @@ class Answering:
         TooManyRequests: the caller's or the model's quota is used up.
         BadRequest: it is too small for all that is asked at once.
         Unavailable: the engine is full or stopping.
+        NotFound: the tenant was removed meanwhile.
         ServiceError: a request could never be served.
     """
 
@@ -91,6 +92,8 @@ class Answering:
         except EngineError as error:
             self.close()
             check_taking(services)
+            if isinstance(error, TenantError):
+                check_still_there(services, model)
             raise service_error_of(error, services.settings.retry_seconds) from error
         except BaseException:
             self.close()
@@ -147,6 +150,10 @@ class Answering:
             for one in told:
                 one.answered(self.model, stream, count)
 
+    def broke_off(self, request_id: str | None, error: ServiceError) -> None:
+        """Log that a stream of the answers ended with an error."""
+        self._tell(logging.WARNING, str(error), "request %s broke off: %s", request_id, error)
+
     def usage(self) -> dict[str, Any]:
         """OpenAI's `usage`, so far."""
         prompts, made = self.streams[:: self._choices], sum(self._counts)
@@ -169,7 +176,8 @@ class Answering:
 
     def _check_end(self, stream: Stream) -> None:
         if stream.finish_reason == "error":
-            _log.error("request %s: an answer of %s broke off: %s", stream.id, self.model, stream.error)
+            text = "request %s: an answer of %s broke off: %s"
+            self._tell(logging.ERROR, str(stream.error), text, stream.id, self.model, stream.error)
         if stream.finish_reason == "error" and stream.code is not None:
             raise Unavailable(str(stream.error), code=stream.code, retry_after=self._services.settings.retry_seconds)
         if stream.finish_reason == "error" and self._services.engine.alive:
@@ -180,4 +188,11 @@ class Answering:
                 "request id."
             )
         if stream.finish_reason in ("error", "cancelled") and not self.gone:
-            raise Unavailable("The service stopped before the answer was complete; ask again.", code="stopped")
+            raise Unavailable(
+                "The service stopped before the answer was complete; ask again.",
+                code="stopped",
+                retry_after=self._services.settings.retry_seconds,
+            )
+
+    def _tell(self, level: int, why: str, text: str, *arguments: object) -> None:
+        self._services.notes.repeats.log(_log, level, self.model, why, text, *arguments)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deltakeeper.service.errors import ServiceError
-from deltakeeper.service.openai.answering import Answering
+from deltakeeper.service.openai.answering import AnswerFailedError, Answering
 
 _log = logging.getLogger("deltakeeper.service")
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -58,11 +58,12 @@ class EventStream(Response):
                 yield KEEP_ALIVE if chunk is None else _event(chunk)
             yield b"data: [DONE]\n\n"
         except ServiceError as error:
-            _log.warning("request %s broke off: %s", request_id, error)
+            self._answering.broke_off(request_id, error)
             yield _event(error.to_json())
         except Exception:
             _log.exception("request %s broke off", request_id)
-            yield _event(ServiceError("The service failed in a way that it does not know; its log says how.").to_json())
+            told = "The service failed in a way that it does not know; its log says how, under this request id."
+            yield _event(AnswerFailedError(told).to_json())
 
 
 def _event(value: dict[str, Any]) -> bytes:
