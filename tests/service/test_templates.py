@@ -13,7 +13,7 @@ from service_cases import OTHER_TEMPLATE, opened_services, served, write_service
 from deltakeeper.live_base import open_base
 from deltakeeper.service import templates
 from deltakeeper.service.settings import ServiceSettings
-from deltakeeper.service.templates import TemplateError, Templates
+from deltakeeper.service.templates import TemplateEndedError, TemplateError, Templates
 
 TURNS = [
     {"role": "user", "content": "w5 w6"},
@@ -90,6 +90,27 @@ def test_a_template_that_does_not_end_is_ended_and_then_not_tried_for_a_while(ba
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     with pytest.raises(TemplateError, match="it takes too long"):  # tried again, since its pause is over
         rendering.render(own, TURNS)
+
+
+def test_a_template_that_speaks_of_memory_ends_no_process(base, rendering):
+    """Another tenant's chat would have to wait for the start of the next."""
+    rendering.render(stranger(base, "w1"), TURNS)
+    before = set(rendering._running)
+    for _ in range(2):
+        with pytest.raises(TemplateError, match="no memory of that") as refused:
+            rendering.render(stranger(base, "{{ raise_exception('no memory of that') }}"), TURNS)
+        assert not isinstance(refused.value, TemplateEndedError)
+    assert rendering._running == before
+
+
+def test_a_template_that_took_too_much_memory_is_not_tried_for_a_while(base, rendering):
+    own = stranger(base, HUGE["multiplied"])
+    with pytest.raises(TemplateEndedError, match="it takes too much memory") as ended:
+        rendering.render(own, TURNS)
+    assert ended.value.retry_after == templates._PAUSE_SECONDS and not rendering._running
+    with pytest.raises(TemplateEndedError, match="too much memory a moment ago") as paused:
+        rendering.render(own, TURNS)
+    assert 0 < paused.value.retry_after < templates._PAUSE_SECONDS and not rendering._running
 
 
 def test_a_process_that_does_not_start_is_told_to_the_operator(base, rendering, monkeypatch, tmp_path, caplog):

@@ -1,7 +1,8 @@
 """A process that renders chat templates of strangers within limits, for `templates.Templates`.
 
 It imports nothing of ours, so that it is small. A request is a line of JSON on standard input, its answer a line on
-standard output: `{"text"}` or `{"error"}`. A template that takes too long ends the process: the system sees to that.
+standard output: `{"text"}`, `{"error"}`, or `{"full"}` where memory did not suffice, after which the process ends. A
+template that takes too long ends it too: the system sees to that.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> None:
         try:
             _say(_answer(json.loads(line)))
         except MemoryError:  # it may be held on to, in a cache of templates
-            _say({"error": "it needs too much memory"})
+            _say({"full": True})
             return
 
 
@@ -47,7 +48,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, str]:
     return {"text": text} if len(text) <= asked["most"] else {"error": f"it writes {len(text):,} characters"}
 
 
-def _say(value: dict[str, str]) -> None:
+def _say(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

@@ -38,14 +38,28 @@ _MEMORY = 256 << 20
 _MOST_ADDED = 1 << 20
 """Characters of a text beyond twice its messages."""
 _PAUSE_SECONDS = 60.0
-"""How long a template that took too long is refused without being tried."""
+"""How long a template that took too long, or too much memory, is refused without being tried."""
 _MOST_PAUSED = 1024
+_RESTART_SECONDS = 5.0
+"""When to ask again where no process could be started."""
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONUSERBASE")
 """What a worker is told of ours: enough to find its libraries, and no secrets."""
 
 
 class TemplateError(DataError):
-    """A chat template does not take these messages, or not within its limits."""
+    """A chat template does not take these messages, or writes too much."""
+
+
+class TemplateEndedError(TemplateError):
+    """A chat template was ended before it gave a text, for its time or its memory, or none can be rendered now.
+
+    Attributes:
+        retry_after: seconds after which it is tried again.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Templates:
@@ -65,7 +79,7 @@ class Templates:
         for _ in range(_WORKERS):
             self._idle.put(None)
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._paused: dict[str, float] = {}
+        self._paused: dict[str, tuple[float, str]] = {}
         self._end = weakref.finalize(self, _end_all, self._running)
 
     def trusts(self, tokenizer: Any) -> bool:
@@ -76,7 +90,8 @@ class Templates:
         """The text of a chat, ready for an answer; it waits for that.
 
         Raises:
-            TemplateError: the template fails, or takes more than its share of time, memory or text.
+            TemplateError: the template fails, or takes more than its share of text.
+            TemplateEndedError: it takes more than its share of time or memory, or cannot be rendered now.
         """
         if self.trusts(tokenizer):
             try:
@@ -87,17 +102,19 @@ class Templates:
         if template is None:
             raise TemplateError("there is no default among its templates")
         key = hashlib.sha256(template.encode("utf-8", "replace")).hexdigest()
-        if self._paused.get(key, 0.0) > time.monotonic():
-            raise TemplateError("it took too long a moment ago")
+        until, why = self._paused.get(key, (0.0, ""))
+        if (left := until - time.monotonic()) > 0:
+            raise TemplateEndedError(f"it took too {why} a moment ago", left)
         chat = {"conversations": [list(turns)], "chat_template": template, "add_generation_prompt": True}
         asked = {"with": tokenizer.special_tokens_map | chat, "most": _MOST_ADDED + 2 * _length(turns)}
         try:
             return self._ask(json.dumps(asked, default=str).encode())
-        except TimeoutError as error:
+        except (TimeoutError, MemoryError) as error:
+            why = "long" if isinstance(error, TimeoutError) else "much memory"
             while len(self._paused) >= _MOST_PAUSED:
                 self._paused.pop(next(iter(self._paused)), None)
-            self._paused[key] = time.monotonic() + _PAUSE_SECONDS
-            raise TemplateError("it takes too long") from error
+            self._paused[key] = (time.monotonic() + _PAUSE_SECONDS, why)
+            raise TemplateEndedError(f"it takes too {why}", _PAUSE_SECONDS) from error
 
     def start(self) -> None:
         """See to it that a process runs, so that the first chat does not wait a second or two for it.
@@ -117,7 +134,7 @@ class Templates:
             answer = worker.ask(request)
         if "error" in answer:
             raise TemplateError(answer["error"])
-        return answer["text"]
+        return str(answer["text"])
 
     @contextmanager
     def _worker(self, *, wait: bool = True) -> Iterator[_Worker]:
@@ -151,7 +168,7 @@ class _Worker:
         return self._process in self._running
 
     def start(self) -> None:
-        """Wait until it takes requests; raises TemplateError if it does not."""
+        """Wait until it takes requests; raises TemplateEndedError if it does not."""
         if self._started:
             return
         try:
@@ -161,11 +178,11 @@ class _Worker:
             if not isinstance(error, TimeoutError):
                 raise
             _log.error("no chat template of a tenant can be rendered: %s does not run %s", sys.executable, _WORKER)
-            raise TemplateError("it cannot be rendered now") from error
+            raise TemplateEndedError("it cannot be rendered now", _RESTART_SECONDS) from error
         self._started = True
 
-    def ask(self, request: bytes) -> dict[str, str]:
-        """Its answer; raises TimeoutError where it was ended for the time that it took."""
+    def ask(self, request: bytes) -> dict[str, Any]:
+        """Its answer; raises TimeoutError or MemoryError where it was ended for what it took."""
         self.start()
         try:
             assert self._process.stdin is not None
@@ -177,11 +194,12 @@ class _Worker:
             if isinstance(error, OSError):  # with it, the pipe to a process that ended
                 raise TimeoutError from error
             raise
-        if "memory" in answer.get("error", ""):
+        if answer.get("full"):  # said by the worker alone: what a template says is only ever a text
             self._stop()
+            raise MemoryError
         return answer
 
-    def _read(self) -> dict[str, str]:
+    def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         end, found = time.monotonic() + _WALL_SECONDS, bytearray()
         while not found.endswith(b"\n"):
@@ -190,7 +208,7 @@ class _Worker:
             if not piece:
                 raise TimeoutError
             found += piece
-        answer: dict[str, str] = json.loads(found)
+        answer: dict[str, Any] = json.loads(found)
         return answer
 
     def _stop(self) -> None:
