@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from deltakeeper.engine import EngineStats
 from deltakeeper.engine.tenant_stats import StoreStats, TenantStats
 from deltakeeper.errors import DataError, TenantError
 from deltakeeper.service.cluster.catalog import Catalog
+from deltakeeper.service.cluster.cluster_tenants import ClusterTenants
 from deltakeeper.service.cluster.messages import Report, Told
 from deltakeeper.service.cluster.preference import ranked
 from deltakeeper.service.cluster.scaling import Scaling
@@ -43,6 +46,25 @@ def test_what_is_held_is_that_of_live_replicas_and_what_was_done_is_everybodys()
 def test_a_tenant_on_two_replicas_takes_what_both_take():
     both = store_totals(["x"], [report("a", {"x": HELD}), report("b", {"x": HELD})]).tenants["x"]
     assert (both.resident_bytes, both.loads, both.pins, both.evictions) == (60, 4, 2, {"room": 2})
+
+
+def test_a_load_that_has_ended_when_it_is_noted_holds_up_nobody(tmp_path):
+    """It runs on another thread, so it may have failed before anybody could ask to be told."""
+
+    class Watch:
+        def run(self, work):
+            work.close()
+            done = Future()
+            done.set_exception(TenantError("a."))
+            return done
+
+    catalog = Catalog(tmp_path)
+    catalog.register("x", tmp_path / "x")
+    tenants = ClusterTenants(Watch(), catalog, tries=1)
+    thread = threading.Thread(target=lambda: [tenants.load("x"), tenants.load("x")], daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive() and not tenants._loading
 
 
 def test_nobody_is_nothing():

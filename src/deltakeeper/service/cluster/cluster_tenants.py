@@ -150,10 +150,11 @@ class ClusterTenants:
     def _load(self, place: Place) -> Future[str]:
         with self._lock:
             held = self._loading.get(place)
-            if held is None:
-                held = self._loading[place] = self._watch.run(self._loaded(place))
-                held.add_done_callback(lambda done: self._end(place))
-            return held
+            if held is not None:
+                return held
+            begun = self._loading[place] = self._watch.run(self._loaded(place))
+        begun.add_done_callback(lambda done: self._end(place))  # at once if it has ended, and then it wants the lock
+        return begun
 
     def _end(self, place: Place) -> None:
         with self._lock:
