@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltakeeper.errors import ArtifactError
+from deltakeeper.errors import ArtifactError, is_lasting
 from deltakeeper.payload import INDEX_NAME, PAYLOAD_NAME, Payload, shard_name
 from deltakeeper.payload_writer import PayloadWriter
 
@@ -128,3 +130,23 @@ def test_a_file_that_shrinks_after_it_was_opened_is_told(folder):
     (folder / FIRST).unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         payload.read("a::0.x")
+
+
+def test_what_the_disk_does_not_give_now_is_no_fault_of_the_artifact(folder, monkeypatch):
+    payload, whole = Payload(folder), Path.open
+
+    def broken(file, *given, **named):
+        if file.suffix == ".safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(file, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", broken)
+        for read in (lambda: payload.read("a::0.x"), lambda: Payload(folder)):
+            with pytest.raises(ArtifactError, match=r"cannot be read \(Input/output error\)") as failed:
+                read()
+            assert not is_lasting(failed.value)
+    (folder / FIRST).unlink()
+    with pytest.raises(ArtifactError, match="cannot be read") as failed:
+        payload.read("a::0.x")
+    assert is_lasting(failed.value)

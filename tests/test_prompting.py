@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from deltakeeper import prompting
-from deltakeeper.errors import ChangedError, DataError
+from deltakeeper.errors import ChangedError, DataError, SideFileError
 from deltakeeper.overlay.side_files import hash_side_files
 from deltakeeper.prompting import Prompt, encode, read_prompts, tokenizers
 from deltakeeper.testing.models import write_tokenizer
@@ -122,11 +122,11 @@ def test_a_tenant_may_have_words_of_its_own(base, tmp_path):
 
 def test_files_of_a_tenant_that_cannot_be_read(base, tmp_path, monkeypatch):
     for files in ({"tokenizer__json": "{"}, {"tokenizer_config__json": "{"}, {"tokenizer_config__json": "[]"}):
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(SideFileError, match="cannot be read"):
             tokenizers(base, {"a": delta(tmp_path / "a", **files)})
     assert tokenizers(base, {"a": delta(tmp_path / "a", tokenizer_config__json="{}")})["a"] is base
     monkeypatch.setattr(prompting, "MOST_TEMPLATE_BYTES", 1)
-    with pytest.raises(DataError, match="too large"):
+    with pytest.raises(SideFileError, match="too large"):
         tokenizers(base, {"a": delta(tmp_path / "a", chat_template__jinja=TEMPLATE)})
 
 

@@ -21,6 +21,14 @@ class ChangedError(ArtifactError):
     """A file of a delta artifact has other bytes than when the delta was loaded."""
 
 
+class UnreadableError(ArtifactError):
+    """The disk did not give a file of a delta artifact at this moment."""
+
+
+class SideFileError(ArtifactError):
+    """A tokenizer, chat template or generation config of a delta artifact cannot be used."""
+
+
 class CodecError(DeltakeeperError):
     """A codec is unknown, or a setting of it is out of range."""
 
@@ -63,3 +71,17 @@ class TenantError(EngineError):
 
 class OversizedError(TenantError):
     """A delta is larger than the budget of all tenants together, so that no waiting helps."""
+
+
+class UnusableError(TenantError):
+    """A tenant is not loaded again for a while, since its last load failed for what its files are or for its size."""
+
+
+def is_lasting(error: BaseException | None) -> bool:
+    """Whether a delta failed for what it is or for its size: no waiting helps then, only other files or more memory.
+
+    Everything else is to be tried again: what failed for time, memory or the disk, and files that changed, since what
+    lies there now is another version that nobody has looked at yet.
+    """
+    lasting = isinstance(error, (ArtifactError, OverlayError, OversizedError, UnusableError))
+    return lasting and not isinstance(error, (ChangedError, UnreadableError))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import ArtifactError, CheckpointError
+from deltakeeper.errors import ArtifactError, CheckpointError, UnreadableError
 from deltakeeper.manifest_fields import parse_json
 from deltakeeper.safetensors_header import HeaderEntry, read_header
 
@@ -14,6 +14,8 @@ PAYLOAD_NAME = "delta_model.safetensors"
 INDEX_NAME = "delta_model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What is wrong with the folder, and not with the disk."""
 _SHARD = re.compile(r"delta_model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 
@@ -35,6 +37,7 @@ class Payload:
 
     Raises:
         ArtifactError: files are missing, too many, outside the folder, or do not describe their bytes exactly.
+        UnreadableError: the disk does not give one of them now.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +48,7 @@ class Payload:
             try:
                 entries = read_header(file).entries
             except CheckpointError as error:
-                raise ArtifactError(str(error)) from error
+                raise _kind(error.__cause__)(str(error)) from error
             if keys is not None and keys != set(entries):
                 odd = min(keys ^ set(entries))
                 where = "the index lists it there" if odd in keys else "the index does not list it there"
@@ -67,8 +70,13 @@ class Payload:
                         raise ArtifactError(f"{file} became shorter while it was read; get the artifact again.")
                     done += got
         except OSError as error:
-            raise ArtifactError(f"{file} cannot be read ({error.strerror}); check the disk.") from error
+            raise _kind(error)(f"{file} cannot be read ({error.strerror}); check the disk.") from error
         return raw
+
+
+def _kind(error: BaseException | None) -> type[ArtifactError]:
+    of_disk = isinstance(error, OSError) and not isinstance(error, _MISSING)
+    return UnreadableError if of_disk else ArtifactError
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

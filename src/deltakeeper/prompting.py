@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import ChangedError, DataError
+from deltakeeper.errors import DataError
 from deltakeeper.overlay import TenantDelta
-from deltakeeper.overlay.side_files import checked_copy
+from deltakeeper.overlay.side_files import checked_copy, reading
 
 MOST_BYTES = 256 << 20
 MOST_TEMPLATE_BYTES = 1 << 20
@@ -135,7 +135,8 @@ def tokenizers(base: Any, deltas: Mapping[str, TenantDelta]) -> dict[str | None,
 
     Raises:
         ChangedError: a tenant's files are not what they were when it was loaded.
-        DataError: they cannot be read.
+        SideFileError: they cannot be used.
+        TenantError: they cannot be read now.
     """
     return {None: base} | {
         name: _tokenizer(base, delta.side_folder, delta.side_files) for name, delta in deltas.items()
@@ -146,13 +147,8 @@ def _tokenizer(base: Any, folder: Path, files: Mapping[str, str]) -> Any:
     if set(_TOKENIZER_FILES) & set(files):
         from transformers import AutoTokenizer
 
-        try:
-            with checked_copy(folder, files) as copied:
-                return AutoTokenizer.from_pretrained(str(copied), local_files_only=True, trust_remote_code=False)
-        except ChangedError:
-            raise
-        except Exception as error:  # a file from outside, read by a library that raises all kinds of errors
-            raise DataError(f"the tokenizer in {folder} cannot be read ({error}); get the artifact again.") from error
+        with checked_copy(folder, files) as copied, reading(f"the tokenizer in {folder}"):
+            return AutoTokenizer.from_pretrained(str(copied), local_files_only=True, trust_remote_code=False)
     template = _template(folder, files)
     if template is None:
         return base
@@ -166,15 +162,11 @@ def _template(folder: Path, files: Mapping[str, str]) -> str | None:
     for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         if name not in files:
             continue
-        file = folder / name
-        try:
-            with checked_copy(folder, files, [name]) as copied:
-                if (copied / name).stat().st_size > MOST_TEMPLATE_BYTES:
-                    raise ValueError("it is too large")
-                text = (copied / name).read_text(encoding="utf-8")
+        with checked_copy(folder, files, [name]) as copied, reading(str(folder / name)):
+            if (copied / name).stat().st_size > MOST_TEMPLATE_BYTES:
+                raise ValueError("it is too large")
+            text = (copied / name).read_text(encoding="utf-8")
             found = text if name.endswith(".jinja") else json.loads(text).get("chat_template")
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
-            raise DataError(f"{file} cannot be read ({error}); get the artifact again.") from error
         if isinstance(found, str):
             return found
     return None

@@ -16,7 +16,7 @@ from deltakeeper.engine import Engine, Request
 from deltakeeper.engine.detokenizer import Detokenizer
 from deltakeeper.engine.stops import StopStrings
 from deltakeeper.engine.text_side import TextSides, base_side
-from deltakeeper.errors import EngineError, TenantError
+from deltakeeper.errors import EngineError, SideFileError
 from deltakeeper.overlay.side_files import hash_side_files
 from deltakeeper.testing.models import build_model
 
@@ -243,11 +243,11 @@ def test_what_a_tenant_lacks_is_the_bases(sides, tmp_path):
 )
 def test_a_broken_generation_config_is_the_tenants_error(sides, tmp_path, content):
     (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(TenantError, match="generation config"):
+    with pytest.raises(SideFileError, match="generation config"):
         side_of(sides, Delta(tmp_path, ["generation_config.json"]))
 
 
 def test_a_broken_tokenizer_is_the_tenants_error(sides, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TenantError, match="the tokenizer in"):
+    with pytest.raises(SideFileError, match="the tokenizer in"):
         side_of(sides, Delta(tmp_path, ["tokenizer.json"]))

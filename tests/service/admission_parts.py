@@ -35,6 +35,7 @@ from deltakeeper.overlay import attach
 from deltakeeper.service.admission import DecisionLog, PolicyAdmission, decisions, deltas, read_policy
 from deltakeeper.service.app import build_app
 from deltakeeper.service.running import Services
+from deltakeeper.service.tenant_text import TextGuard
 from deltakeeper.study.summary import Number
 from deltakeeper.testing import write_pair, write_tokenizer
 
@@ -132,7 +133,7 @@ class Parts:
         self.admission = PolicyAdmission(read_policy(policy), self.base.root, self.log, now=lambda: self.now)
         self.now, self.deltas = now, deltas
         settings = {"byte_budget": 1 << 22, "base_root": self.base.root} | store
-        self.store = TenantStore(self.admission.guard(self.overlay), deltas, **settings)
+        self.store = TenantStore(self.admission.guard(TextGuard(self.overlay, self.base.tokenizer)), deltas, **settings)
         self.store.scan()
         self.engine = Engine(
             self.base.model,

@@ -21,6 +21,7 @@ from deltakeeper.service.errors import TooManyRequests, Unauthorized
 from deltakeeper.service.running import Services
 from deltakeeper.service.server import Server
 from deltakeeper.service.settings import ServiceSettings
+from deltakeeper.service.tenant_text import TextGuard
 from deltakeeper.testing import write_pair
 from deltakeeper.testing.models import write_tokenizer
 
@@ -108,7 +109,9 @@ def opened_services(folder, *, gate=None, engine=None, settings=None, budget=1 <
     overlay = attach(base.model)
     sizes = EngineSettings(**({"kv_bytes": 1 << 22} | (engine or {})))
     try:
-        with TenantStore(overlay, folder / "deltas", byte_budget=budget, base_root=base.root) as store:
+        settings = settings or ServiceSettings()
+        guarded = TextGuard(overlay, base.tokenizer, with_defaults=settings.with_defaults)
+        with TenantStore(guarded, folder / "deltas", byte_budget=budget, base_root=base.root) as store:
             store.scan()
             with Engine(base.model, base.tokenizer, overlay=overlay, store=store, settings=sizes) as running:
                 running.start()
@@ -119,7 +122,7 @@ def opened_services(folder, *, gate=None, engine=None, settings=None, budget=1 <
                     base_name="base",
                     gate=gate or FakeGate(),
                     deltas=folder / "deltas",
-                    settings=settings or ServiceSettings(),
+                    settings=settings,
                     **parts,
                 )
     finally:

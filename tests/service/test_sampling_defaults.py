@@ -56,7 +56,7 @@ def test_a_tenants_file_that_cannot_be_meant_keeps_it_out_and_nobody_else(folder
     caplog.set_level(logging.WARNING, "deltakeeper.service")
     (folder / "deltas" / "signs" / "generation_config.json").write_text('{"temperature": -1}')
     with opened_services(folder) as services, served(services) as live:
-        assert answers(live, "signs") == {503} and len(answers(live, "ranks")) == 1
+        assert answers(live, "signs") == {422} and len(answers(live, "ranks")) == 1
     assert "temperature" in caplog.text and "--generation-config none" in caplog.text
 
 

@@ -38,7 +38,7 @@ from deltakeeper.engine.tenant_jobs import AHEAD
 from deltakeeper.engine.tenant_lifecycle import Lifecycle
 from deltakeeper.engine.tenant_records import Source, State, StoreSettings, Tenant, TenantOverlay, Version
 from deltakeeper.engine.tenant_stats import Snapshot, StoreStats, state_of
-from deltakeeper.errors import TenantError
+from deltakeeper.errors import TenantError, UnusableError
 
 
 class TenantStore:
@@ -151,6 +151,7 @@ class TenantStore:
 
         Raises:
             TenantError: the name is unknown, its last load failed and is not tried again yet, or the store is closed.
+            UnusableError: that load failed for what the files are, or for their size.
         """
         with self._lock:
             tenant = self._known(name)
@@ -164,7 +165,8 @@ class TenantStore:
             if tenant.incoming is None:
                 wait = tenant.retry_at - self._clock()
                 if tenant.reason and wait > 0:
-                    raise TenantError(
+                    kind = UnusableError if tenant.unusable else TenantError
+                    raise kind(
                         f"Tenant '{name}' could not be loaded and is tried again in {wait:.1f} s: {tenant.reason}"
                     )
                 self._life.begin(tenant, tenant.source)

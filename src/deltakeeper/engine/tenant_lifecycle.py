@@ -15,7 +15,7 @@ from deltakeeper.engine.tenant_admission import Ledger, plan_admission
 from deltakeeper.engine.tenant_files import open_checked, payload_bytes
 from deltakeeper.engine.tenant_jobs import FREE, LOAD, JobQueue
 from deltakeeper.engine.tenant_records import Delta, Source, StoreSettings, Tenant, TenantOverlay, Version
-from deltakeeper.errors import ArtifactError, DeltakeeperError, OverlayError, OversizedError, TenantError
+from deltakeeper.errors import DeltakeeperError, OverlayError, OversizedError, TenantError, is_lasting
 
 POLL_SECONDS = 5e-4
 """Time after which `poll` begins nothing more."""
@@ -244,7 +244,7 @@ class Lifecycle:
                     tenant.incoming = None
                 if version.source == tenant.source and not version.staged:
                     tenant.reason = str(told)
-                    tenant.unusable = isinstance(told, (ArtifactError, OverlayError, OversizedError))
+                    tenant.unusable = is_lasting(told)
                     delay = self._settings.backoff_seconds * 2.0 ** min(tenant.failed_in_a_row, 60)
                     tenant.retry_at = self._clock() + min(delay, self._settings.backoff_limit)
                     tenant.failed_in_a_row += 1

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import ChangedError, TenantError
-from deltakeeper.overlay.side_files import checked_copy
+from deltakeeper.overlay.side_files import checked_copy, reading
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _MOST_KEPT = 256
 _MOST_JSON_BYTES = 1 << 20
+_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +60,13 @@ class TextSides:
             delta: with `vocabulary`, `side_folder` and `side_files`; what it lacks is the base's.
 
         Raises:
-            TenantError: its tokenizer or generation config cannot be read, or is not what it was at the load.
+            SideFileError: its tokenizer or generation config cannot be read.
+            ChangedError: they are not what they were at the load.
+            TenantError: they cannot be read now.
         """
         vocabulary = int(getattr(delta, "vocabulary", self.base.vocabulary))
         folder, files = getattr(delta, "side_folder", None), dict(getattr(delta, "side_files", {}))
-        if folder is None or not ({"generation_config.json", *_TOKENIZER_FILES} & set(files)):
+        if folder is None or not ({_GENERATION, *_TOKENIZER_FILES} & set(files)):
             return replace(self.base, vocabulary=vocabulary)
         kept = self._kept.get(version)
         if kept is None:
@@ -76,7 +78,7 @@ class TextSides:
             return None
         try:
             return kept.result()
-        except TenantError:
+        except Exception:
             del self._kept[version]
             raise
 
@@ -85,39 +87,38 @@ class TextSides:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+def read_ends(folder: Path, files: Mapping[str, str]) -> frozenset[int]:
+    """Token ids that end an answer, by a delta's `generation_config.json`; none where it has no such file.
+
+    Args:
+        folder: that of its artifact.
+        files: its side files, each with the SHA-256 that it must have.
+
+    Raises:
+        SideFileError: the file is none, or too large.
+        ChangedError: it is not what it was at the load.
+        TenantError: it cannot be read now.
+    """
+    if _GENERATION not in files:
+        return frozenset()
+    with (
+        checked_copy(folder, files, [_GENERATION]) as copy,
+        reading(f"the generation config {folder / _GENERATION}"),
+    ):
+        if (copy / _GENERATION).stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError("it is too large")
+        return _token_ids(json.loads((copy / _GENERATION).read_text(encoding="utf-8")).get("eos_token_id"))
+
+
 def _read(base: TextSide, folder: Path, files: Mapping[str, str], vocabulary: int) -> TextSide:
-    try:
-        with checked_copy(folder, files) as copy:
-            return _read_checked(base, copy, folder, files, vocabulary)
-    except (ChangedError, OSError) as error:
-        raise TenantError(str(error)) from error
-
-
-def _read_checked(base: TextSide, copy: Path, folder: Path, files: Mapping[str, str], vocabulary: int) -> TextSide:
-    eos: frozenset[int] = frozenset()
-    if "generation_config.json" in files:
-        eos = _eos_of(copy / "generation_config.json", folder)
+    eos = read_ends(folder, files)
     if not set(_TOKENIZER_FILES) & set(files):
         return TextSide(base.tokenizer, eos or base.eos, vocabulary)
-    from transformers import AutoTokenizer
+    with checked_copy(folder, files) as copy, reading(f"the tokenizer in {folder}"):
+        from transformers import AutoTokenizer
 
-    try:
         tokenizer = AutoTokenizer.from_pretrained(str(copy), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a file from outside, read by a library that raises all kinds of errors
-        raise TenantError(f"the tokenizer in {folder} cannot be read ({error}); repair or remove its files.") from error
-    return TextSide(tokenizer, eos or _token_ids(tokenizer.eos_token_id) or base.eos, vocabulary)
-
-
-def _eos_of(path: Path, origin: Path) -> frozenset[int]:
-    try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return _token_ids(content.get("eos_token_id"))
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise TenantError(
-            f"{origin / path.name} cannot be read as a generation config ({error}); repair or remove it."
-        ) from error
+        return TextSide(tokenizer, eos or _token_ids(tokenizer.eos_token_id) or base.eos, vocabulary)
 
 
 def _token_ids(value: int | Iterable[int] | None) -> frozenset[int]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from deltakeeper.artifact import SIDE_FILES
-from deltakeeper.errors import ChangedError
+from deltakeeper.errors import ChangedError, DeltakeeperError, SideFileError, TenantError
 
 _PIECE = 1 << 20
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What a library raises that misses a file in a copy, which has all that there are."""
+_PANIC = "PanicException"
+"""How a library in Rust gives up on its input; it is no `Exception`."""
 
 
 def hash_side_files(folder: Path) -> dict[str, str]:
@@ -42,11 +46,44 @@ def checked_copy(folder: Path, files: Mapping[str, str], names: Iterable[str] | 
 
     Raises:
         ChangedError: one has other bytes now, or is gone.
+        TenantError: the disk does not give it now, or has no room for a copy.
     """
-    with TemporaryDirectory(prefix="deltakeeper-side-") as scratch:
-        for name in files if names is None else names:
-            _copy(folder / name, Path(scratch) / name, files[name])
-        yield Path(scratch)
+    with ExitStack() as stack:
+        try:
+            scratch = Path(stack.enter_context(TemporaryDirectory(prefix="deltakeeper-side-")))
+            for name in files if names is None else names:
+                _copy(folder / name, scratch / name, files[name])
+        except OSError as error:
+            raise TenantError(f"the files beside {folder} cannot be copied now ({error}); check the disks.") from error
+        yield scratch
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Tell what files do wrong from what this machine cannot do at the moment, while a library reads or uses them.
+
+    Args:
+        what: the files, as errors are to name them.
+
+    Raises:
+        SideFileError: they are at fault, so that reading them again does not help.
+        TenantError: memory or the disk failed, which may pass.
+    """
+    try:
+        yield
+    except DeltakeeperError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        of_system = isinstance(error, OSError) and error.errno is not None  # else a library made it
+        if isinstance(error, MemoryError) or (of_system and not isinstance(error, _MISSING)):
+            raise TenantError(f"{what} cannot be read now ({_reason(error)}); try again later.") from error
+        raise SideFileError(f"{what} cannot be read ({_reason(error)}); get the artifact again.") from error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _copy(source: Path, target: Path, expected: str) -> None:

@@ -47,6 +47,9 @@ class Admission(Protocol):
         """What policy says of an artifact's files, before it is loaded; never raises for a bad one, but refuses it.
 
         It reads files, all of them where an attestation has to hold: call it on a thread that may wait.
+
+        Raises:
+            Unavailable: they cannot be read now, which says nothing of them.
         """
 
     def settle(self, name: str, seconds: float) -> Decision:
@@ -54,6 +57,7 @@ class Admission(Protocol):
 
         Raises:
             Unavailable: nothing was decided within `seconds`, or the canary could not be run.
+            OversizedError: it could never be in memory, whatever policy says.
         """
 
     def admits(self, name: str) -> bool:

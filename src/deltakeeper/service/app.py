@@ -41,9 +41,7 @@ def build_app(services: Services, more: Iterable[APIRouter] = ()) -> FastAPI:
     )
     app.state.services = services
     settings = services.settings
-    app.state.texts = Texts(
-        services.base, with_defaults=settings.generation_config == "auto", most_unread=settings.max_unread
-    )
+    app.state.texts = Texts(services.base, with_defaults=settings.with_defaults, most_unread=settings.max_unread)
     add_error_answers(app)
     for router in (
         health.router,

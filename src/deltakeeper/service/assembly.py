@@ -109,6 +109,7 @@ def assembled(base: LiveBase, plan: Plan) -> Iterator[Assembled]:
                 engine=plan.engine,
                 policy=opened_policy(plan, base.root),
                 decisions=plan.decisions,
+                with_defaults=plan.settings.with_defaults,
             )
         )
         register_tenants(room.store, gate, plan)

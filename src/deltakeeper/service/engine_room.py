@@ -13,6 +13,7 @@ from deltakeeper.live_base import LiveBase
 from deltakeeper.overlay import attach
 from deltakeeper.service.admission import DecisionLog, PolicyAdmission
 from deltakeeper.service.admission.policy import PolicyFile
+from deltakeeper.service.tenant_text import TextGuard
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def opened_room(
     engine: EngineSettings,
     policy: PolicyFile | None,
     decisions: Path,
+    with_defaults: bool,
 ) -> Iterator[Room]:
     """Run an engine until the block ends.
 
@@ -51,6 +53,7 @@ def opened_room(
         engine: its sizes.
         policy: what a delta must show; None lets in whatever fits the base.
         decisions: file that a policy's decisions are appended to.
+        with_defaults: whether deltas say how tokens are drawn where a request does not.
 
     Raises:
         DataError: the log of decisions, or a file that the policy names, cannot be used.
@@ -63,7 +66,8 @@ def opened_room(
         if policy is not None:
             admission = PolicyAdmission(policy, base.root, DecisionLog(decisions))
             stack.callback(admission.close)
-        guarded = overlay if admission is None else admission.guard(overlay)
+        read = TextGuard(overlay, base.tokenizer, with_defaults=with_defaults)
+        guarded = read if admission is None else admission.guard(read)
         store = stack.enter_context(
             TenantStore(guarded, deltas, byte_budget=delta_bytes, loaders=loaders, base_root=base.root)
         )

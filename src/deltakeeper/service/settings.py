@@ -62,6 +62,11 @@ class ServiceSettings:
     retry_seconds: float = 1.0
     generation_config: Literal["auto", "none"] = "auto"
 
+    @property
+    def with_defaults(self) -> bool:
+        """Whether models say how tokens are drawn where a request does not."""
+        return self.generation_config == "auto"
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.engine.tenant_files import check_name
-from deltakeeper.errors import (
-    ArtifactError,
-    ChangedError,
-    DeltakeeperError,
-    OverlayError,
-    OversizedError,
-    TenantError,
-)
+from deltakeeper.errors import ArtifactError, ChangedError, DeltakeeperError, TenantError, is_lasting
 from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import NotFound, Refused, ServiceError, Unavailable
 from deltakeeper.service.running import Services
@@ -24,8 +17,6 @@ from deltakeeper.service.serving_port import HeldTenant
 from deltakeeper.service.texts import Texts, Words
 
 _log = logging.getLogger("deltakeeper.service")
-_FOR_GOOD = (ArtifactError, OverlayError, OversizedError)
-"""What a load fails with where waiting does not help; a cluster's counters say so later."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
             return await _loaded(services, texts, name)
     except (DeltakeeperError, TimeoutError) as error:  # it may name paths, which are the operator's business alone
         _tell(services, name, str(error) or "it was not loaded in time.")
-        if isinstance(error, ArtifactError) and services.admission is not None:
+        if isinstance(error, ArtifactError) and is_lasting(error) and services.admission is not None:
             with suppress(TenantError):  # it was removed meanwhile
                 folder = services.store.source(name).path
                 await asyncio.to_thread(services.admission.decide, name, folder)  # a refusal that is logged
@@ -148,7 +139,7 @@ def _not_found(name: str) -> NotFound:
 
 
 def _not_loaded(services: Services, name: str, why: Exception | None = None) -> ServiceError:
-    wait, unusable = 0.0, isinstance(why, _FOR_GOOD) and not isinstance(why, ChangedError)
+    wait, unusable = 0.0, is_lasting(why)  # a cluster's counters say so later
     with suppress(KeyError, TenantError):
         stats = services.store.stats().tenants[name]
         wait, unusable = stats.retry_seconds, unusable or stats.unusable

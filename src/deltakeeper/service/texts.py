@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltakeeper.overlay import TenantDelta
-from deltakeeper.overlay.side_files import checked_copy
-from deltakeeper.prompting import tokenizers
 from deltakeeper.service.errors import BadRequest, Unavailable
-from deltakeeper.service.sampling_defaults import FILE_NAME, SamplingDefaults, read_defaults
+from deltakeeper.service.sampling_defaults import SamplingDefaults, read_defaults
 from deltakeeper.service.serving_port import ServedBase
 from deltakeeper.service.settings import ServiceSettings
-from deltakeeper.service.templates import TemplateError, Templates
+from deltakeeper.service.templates import TemplateEndedError, TemplateError, Templates
+from deltakeeper.service.tenant_text import read_text
 from deltakeeper.service.turns import Turns
 
 _MOST_KEPT = 256
@@ -102,6 +101,7 @@ class Words:
 
         Raises:
             BadRequest: there is no template, or it does not take these turns.
+            Unavailable: it took too long or too much memory.
         """
         if not getattr(self.tokenizer, "chat_template", None):
             raise BadRequest(
@@ -109,6 +109,13 @@ class Words:
             )
         try:
             text = self.templates.render(self.tokenizer, turns)
+        except TemplateEndedError as error:
+            raise Unavailable(
+                f"The model's chat template gave no text: {error}; ask again later, or with /v1/completions.",
+                param="model",
+                code="template_ended",
+                retry_after=error.retry_after,
+            ) from error
         except TemplateError as error:
             reason = str(error)[:300].rstrip(".")
             raise BadRequest(
@@ -166,7 +173,8 @@ class Texts:
 
         Raises:
             ChangedError: its files are not what they were when it was loaded.
-            DataError: they cannot be read.
+            SideFileError: they cannot be used.
+            TenantError: they cannot be read now.
         """
         task = self._kept.pop(version, None)
         if task is None:
@@ -185,14 +193,11 @@ class Texts:
             self._kept.pop(version, None)
 
     def _read(self, delta: TenantDelta) -> Words:
-        own = tokenizers(self.base.tokenizer, {"": delta})[""]
-        if not self.templates.trusts(own):
+        text = read_text(self.base.tokenizer, delta, with_defaults=self._with_defaults)
+        if not self.templates.trusts(text.tokenizer):
             self.templates.start()
-        defaults = self.base.defaults
-        if self._with_defaults and FILE_NAME in delta.side_files:
-            with checked_copy(delta.side_folder, delta.side_files, [FILE_NAME]) as copied:
-                defaults = read_defaults(copied, delta.side_folder)
-        return Words(own, delta.vocabulary, defaults, self.templates, self._most_unread)
+        defaults = text.defaults or self.base.defaults
+        return Words(text.tokenizer, delta.vocabulary, defaults, self.templates, self._most_unread)
 
 
 def _vocabulary(folder: Path) -> int | None:

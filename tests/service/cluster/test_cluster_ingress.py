@@ -17,7 +17,11 @@ from cluster_cases import TENANTS, clustered_here, make_plan
 from service_cases import PROMPT, opened_services, served, wait_until
 
 from deltakeeper.artifact import MANIFEST_NAME
+from deltakeeper.errors import EngineError, OversizedError, SideFileError, UnreadableError, is_lasting
 from deltakeeper.service.admission.decisions import read_log
+from deltakeeper.service.cluster.failures import ReplicaLostError, error_of, failure_of
+from deltakeeper.service.errors import Unavailable
+from deltakeeper.testing import write_tokenizer
 
 ASKED = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
 DRAWN = {"prompt": [PROMPT, "w9 w10"], "n": 2, "seed": 5, "max_tokens": 10, "temperature": 1.5}
@@ -162,6 +166,64 @@ def test_a_policy_is_kept_by_replicas_and_its_decisions_are_gathered(own):
         assert 'deltakeeper_admission_decisions_total{verdict="refused"} 2.0' in c.get("/metrics").text
     logged = [read_log(path) for path in sorted((own / "decisions.replicas").iterdir())]
     assert len(logged) == 2 and sum(map(len, logged)) == len(read_log(own / "decisions.jsonl")) == 3
+
+
+@pytest.mark.parametrize("rules", [None, {}])
+def test_words_that_cannot_be_used_keep_a_delta_out_for_good(own, rules):
+    (own / "deltas" / "signs" / "tokenizer.json").write_text("{")
+    policy = None if rules is None else write_policy(own, **rules)
+    with (
+        clustered_here(make_plan(own, own, policy=policy), own) as (service, _),
+        served(service.services, app=service.app) as live,
+        live.client() as c,
+    ):
+        code = "model_unusable" if rules is None else "not_admitted"
+        for _ in range(2):
+            asked = c.post("/v1/completions", json=ASKED | {"model": "signs"})
+            assert (asked.status_code, asked.json()["error"]["code"]) == (422, code)
+            assert "retry-after" not in asked.headers and str(own) not in asked.text
+        wait_until(lambda: c.get("/admin/deltas/signs").json()["unusable"])
+        assert "the tokenizer in" in c.get("/admin/deltas/signs").json()["reason"]
+        assert "signs" not in [card["id"] for card in c.get("/v1/models").json()["data"]]
+        found = [(e["name"], e["verdict"]) for e in c.get("/admin/decisions").json()["data"]]
+        assert found == ([] if rules is None else [("signs", "refused")])
+        assert c.put("/admin/deltas/signs").status_code == 422
+        worse = c.put("/admin/deltas/t1", json={"path": "signs", "replace": True})
+        assert worse.status_code == 422
+        assert c.post("/v1/completions", json=ASKED | {"model": "t1"}).status_code == 200
+
+
+@pytest.mark.parametrize("rules", [None, {}])
+def test_what_a_node_could_not_do_is_tried_again(own, rules, monkeypatch):
+    from transformers import AutoTokenizer
+
+    write_tokenizer(own / "deltas" / "signs")
+    policy = None if rules is None else write_policy(own, **rules)
+    with (
+        clustered_here(make_plan(own, own, policy=policy), own) as (service, _),
+        served(service.services, app=service.app) as live,
+        live.client() as c,
+    ):
+        with monkeypatch.context() as patch:
+
+            def fail(*_, **__):
+                raise MemoryError
+
+            patch.setattr(AutoTokenizer, "from_pretrained", fail)
+            asked = c.post("/v1/completions", json=ASKED | {"model": "signs"})
+            assert (asked.status_code, asked.json()["error"]["code"]) == (503, "model_not_loaded")
+            assert int(asked.headers["retry-after"]) >= 1
+            assert c.put("/admin/deltas/signs").status_code == 503
+        assert c.get("/admin/decisions").json()["data"] == []
+        wait_until(lambda: c.post("/v1/completions", json=ASKED | {"model": "signs"}).status_code == 200)
+
+
+def test_errors_are_the_same_at_the_other_end():
+    for error in (SideFileError("a."), OversizedError("b."), UnreadableError("c."), Unavailable("d.", retry_after=7.0)):
+        found = error_of(failure_of(error))
+        assert (type(found), str(found), is_lasting(found)) == (type(error), str(error), is_lasting(error))
+        assert getattr(found, "retry_after", None) == getattr(error, "retry_after", None)
+    assert type(error_of(failure_of(ReplicaLostError("e.")))) is EngineError
 
 
 @pytest.mark.parametrize(("bound", "verdict"), [(0.0, "admitted"), (1.0, "refused")])

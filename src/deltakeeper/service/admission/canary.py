@@ -14,21 +14,21 @@ from typing import Any
 from deltakeeper.engine import Engine, Request
 from deltakeeper.engine.request import QueueFullError
 from deltakeeper.engine.stream import Completion, Stream
-from deltakeeper.errors import DataError, EngineError
+from deltakeeper.errors import DataError, DeltakeeperError, EngineError, SideFileError, TenantError
 from deltakeeper.evals.judges import Asked, Judge, load_judge
 from deltakeeper.evals.outcomes import outcomes
 from deltakeeper.evals.prompts import load_prompts
 from deltakeeper.lab.corpus import interleave
-from deltakeeper.prompting import Prompt, encode
+from deltakeeper.overlay.side_files import reading
 from deltakeeper.service.admission.policy import CanaryRules, PolicyFile
-from deltakeeper.service.templates import Templates
+from deltakeeper.service.templates import TemplateEndedError, TemplateError, Templates
 
 _PAUSE = 0.02
 """Seconds between two tries to hand a prompt to a full engine."""
 
 
 class CanaryError(EngineError):
-    """The probe set could not be run, which says nothing of the delta."""
+    """The probe set could not be run, or not now, which says nothing of the delta for good."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,18 @@ class Canary:
             tokenizer: the tenant's; the base's by default.
 
         Raises:
-            CanaryError: a prompt was not answered, or not in time.
+            SideFileError: the tenant's own tokenizer or chat template does not take the prompts.
+            CanaryError: a prompt was not answered, or not in time, or the base's words do not take it.
         """
         words = self._tokenizer if tokenizer is None else tokenizer
         end = time.monotonic() + self.rules.seconds
         streams: list[Stream] = []
+        requests = [self._request(words, tenant, text) for text in self._prompts]
         try:
-            requests = [self._request(words, tenant, text) for text in self._prompts]
             for request in requests:
                 streams.append(self._submit(request, end))
             answers = [self._answer(stream, end) for stream in streams]
-        except (EngineError, DataError, TimeoutError) as error:
+        except (EngineError, TimeoutError) as error:
             for stream in streams:
                 stream.cancel()
             raise CanaryError(f"the canary could not be run: {error}") from error
@@ -144,12 +145,40 @@ class Canary:
         return self._of_base
 
     def _request(self, tokenizer: Any, tenant: str | None, text: str) -> Request:
-        system = self.rules.system
-        turns = ({"role": "user", "content": text},)
-        content = text if system is None else ({"role": "system", "content": system}, *turns)
-        prompt = encode(tokenizer, Prompt(content), None, self._templates.render)
+        try:
+            with reading("the tokenizer"):
+                prompt = self._encode(tokenizer, text)
+        except DeltakeeperError as error:
+            raise self._fault(tokenizer, error) from error
         # a salt of its own: nobody learns from the time of a first token what was asked here
-        return Request(tuple(prompt), tenant, self.rules.new_tokens, cache_salt="canary")
+        return Request(prompt, tenant, self.rules.new_tokens, cache_salt="canary")
+
+    def _encode(self, tokenizer: Any, text: str) -> tuple[int, ...]:
+        system = self.rules.system
+        turns = [{"role": "user", "content": text}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        elif not getattr(tokenizer, "chat_template", None):
+            return self._fitting(tokenizer(text)["input_ids"])
+        rendered = self._templates.render(tokenizer, turns)
+        return self._fitting(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    def _fitting(self, ids: list[int]) -> tuple[int, ...]:
+        if not 0 < len(ids) < self._engine.context:
+            raise DataError(f"it gives {len(ids):,} tokens, and 1 to {self._engine.context - 1:,} can be asked")
+        return tuple(ids)
+
+    def _fault(self, tokenizer: Any, error: DeltakeeperError) -> DeltakeeperError:
+        """What it means that a prompt could not be made into tokens: whose words failed, and whether that may pass."""
+        own, what = tokenizer is not self._tokenizer, "words"
+        if isinstance(error, TemplateError):
+            own, what = not self._templates.trusts(tokenizer), "chat template"
+        told = str(error).rstrip(".")
+        if not own:
+            return CanaryError(f"the canary could not be run: its prompts do not go into the base's {what} ({told}).")
+        if isinstance(error, TemplateEndedError | TenantError):
+            return CanaryError(f"the canary could not be run: the delta's own {what} gave nothing ({told}).")
+        return SideFileError(f"The canary's prompts do not go into its own {what}: {told}.")
 
     def _submit(self, request: Request, end: float) -> Stream:
         while True:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.engine.tenant_files import check_name, open_checked, payload_bytes
-from deltakeeper.errors import ArtifactError, DeltakeeperError, OverlayError, TenantError
+from deltakeeper.errors import ArtifactError, DeltakeeperError, OversizedError, TenantError, is_lasting
 from deltakeeper.service.admission.placing import find_artifact, link, remove
-from deltakeeper.service.errors import BadRequest, Conflict, NotFound, Refused, TooLarge, Unavailable
+from deltakeeper.service.errors import BadRequest, Conflict, NotFound, Refused, ServiceError, TooLarge, Unavailable
 from deltakeeper.service.running import Services
 
 _SETTLE_SECONDS = 600.0
@@ -174,7 +174,7 @@ def _check_headers(services: Services, artifact: Path, planes: int | None) -> De
         opened = open_checked(artifact, services.base.root)
         nbytes = payload_bytes(opened, planes)
     except ArtifactError as error:
-        raise Refused(str(error), code="artifact_refused") from error
+        raise _meaning(error) from error
     budget = services.store.stats().byte_budget
     if nbytes > budget:
         raise TooLarge(f"The delta needs {nbytes:,} bytes and all tenants together may have {budget:,}.")
@@ -213,7 +213,10 @@ def _settle(services: Services, name: str) -> None:
     if services.admission is None:
         _wait(lambda: services.store.load(name).result(_SETTLE_SECONDS))
         return
-    decision = services.admission.settle(name, _SETTLE_SECONDS)
+    try:
+        decision = services.admission.settle(name, _SETTLE_SECONDS)
+    except OversizedError as error:
+        raise _meaning(error) from error
     if decision.verdict == "refused":
         raise Refused(" ".join(decision.reasons), code="not_admitted")
 
@@ -223,10 +226,19 @@ def _wait(load: Callable[[], str]) -> None:
         load()
     except TimeoutError as error:
         raise Unavailable("The delta was not loaded in time; ask again later.", retry_after=30.0) from error
-    except (ArtifactError, OverlayError) as error:
-        raise Refused(str(error), code="artifact_refused") from error
-    except TenantError as error:
-        raise Unavailable(str(error), retry_after=5.0) from error
+    except ServiceError:
+        raise
+    except DeltakeeperError as error:
+        raise _meaning(error) from error
+
+
+def _meaning(error: DeltakeeperError) -> ServiceError:
+    """What it means to whoever wants a delta that it could not be loaded."""
+    if isinstance(error, OversizedError):
+        return TooLarge(str(error))
+    if is_lasting(error):
+        return Refused(str(error), code="artifact_refused")
+    return Unavailable(str(error), retry_after=5.0)
 
 
 def _after(first: Callable[[], None], then: Callable[[], None]) -> Callable[[], None]:

@@ -16,7 +16,7 @@ from deltakeeper.engine import Engine
 from deltakeeper.engine.lease import Lease
 from deltakeeper.engine.store import TenantStore
 from deltakeeper.engine.tenant_records import TenantOverlay
-from deltakeeper.errors import DeltakeeperError, TenantError
+from deltakeeper.errors import DeltakeeperError, OversizedError, TenantError, is_lasting
 from deltakeeper.overlay.loading import version_of
 from deltakeeper.service.admission.admitted_tenants import AdmittedTenants, Say, SharedLease
 from deltakeeper.service.admission.canary import Canary
@@ -120,6 +120,8 @@ class PolicyAdmission:
             version = version_of(artifact, None)
             finding = self.look_at(artifact, version)
         except (DeltakeeperError, OSError) as error:
+            if not is_lasting(error):
+                raise Unavailable(f"'{name}' could not be looked at now: {error}", retry_after=5.0) from error
             return self._logged(Decision(name, "refused", reasons=(str(error),)))
         with self._standing.lock:
             earlier = self._standing.refused.get(version)
@@ -142,11 +144,13 @@ class PolicyAdmission:
                 pin = tenants.acquire(name)
             except TimeoutError:
                 break
+            except OversizedError:
+                raise
             except DeltakeeperError as error:
                 known = self.known(name)
                 if known is not None and known.verdict == "refused":
                     return known
-                if isinstance(error, TenantError):  # no room, or a canary that has to wait
+                if not is_lasting(error):  # no room, or a canary that has to wait
                     raise Unavailable(str(error), retry_after=1.0) from error
                 return self._logged(Decision(name, "refused", reasons=(str(error),)))
             if pin is not None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.engine.tenant_records import Delta, TenantOverlay
+from deltakeeper.errors import DeltakeeperError, is_lasting
 from deltakeeper.overlay.loading import version_of
 from deltakeeper.service.admission.inspection import Finding, stored_planes, undimmed
 from deltakeeper.service.admission.standing import Load, Standing
@@ -40,6 +41,7 @@ class LoadGuard:
 
         Raises:
             Refused: policy or an earlier canary keeps it out, or its files changed while they were looked at.
+            DeltakeeperError: what the overlay says; where that lasts it is logged as a refusal too.
         """
         whole = version_of(artifact, planes)
         finding = self._inspector.look_at(artifact, whole)
@@ -56,7 +58,13 @@ class LoadGuard:
         if earlier is not None:
             self._inspector.log_refusal(replace(earlier, name=name))
             raise Refused(not_admitted(name), code="not_admitted")
-        delta = self._overlay.load(artifact, planes=served)
+        try:
+            delta = self._overlay.load(artifact, planes=served)
+        except DeltakeeperError as error:
+            if is_lasting(error):
+                reasons = (*finding.reasons, str(error))
+                self._inspector.log_refusal(Decision(name, "refused", None, reasons, artifact.manifest_sha256))
+            raise
         if delta.version != expected:
             delta.close()
             raise Refused(f"{artifact.path.name} changed while it was loaded; load it again.", code="not_admitted")

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from deltakeeper.engine.lease import Lease
 from deltakeeper.engine.store import TenantStore
-from deltakeeper.errors import DeltakeeperError, TenantError
+from deltakeeper.errors import DeltakeeperError, TenantError, is_lasting
 from deltakeeper.service.admission.admitted_tenants import SharedLease
 from deltakeeper.service.admission.canary import CanaryError
 from deltakeeper.service.admission.load_guard import not_admitted
@@ -83,7 +83,7 @@ class Replacement:
             if error is None:
                 self._try(done.result(), found)
                 return
-            if isinstance(error, Refused):  # what was kept out is not what the name stands for
+            if isinstance(error, Refused) or is_lasting(error):  # what was kept out is not what the name stands for
                 self.record.pass_over(self.name)
                 with self._standing.lock:
                     if asked is not None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from deltakeeper.engine.store import TenantStore
-from deltakeeper.errors import ChangedError, DataError, DeltakeeperError, TenantError
+from deltakeeper.errors import ChangedError, DeltakeeperError, SideFileError, TenantError
 from deltakeeper.overlay import TenantDelta
 from deltakeeper.prompting import tokenizers
 from deltakeeper.service.admission.admitted_tenants import AdmittedTenants, SharedLease
@@ -111,7 +111,7 @@ class Trials:
             _log.warning("%s is loaded anew: %s", lease.name, error)
             with suppress(TenantError):  # it was removed meanwhile
                 self._store.unload(lease.name)
-        except CanaryError as error:
+        except (CanaryError, TenantError) as error:  # it may pass
             self._put_off(key, str(error))
         except Exception as error:
             _log.exception("the canary of %s failed", lease.name)
@@ -134,7 +134,7 @@ class Trials:
             words = tokenizers(self.tokenizer, {lease.name: cast(TenantDelta, lease.delta)})[lease.name]
             reading = canary.measure(alias, words)
             faults = tuple(canary.faults(reading))
-        except DataError as error:
+        except SideFileError as error:
             return self._refuse(lease.name, lease.version, load, (str(error),))
         finally:
             self._tenants.close_canary(alias)

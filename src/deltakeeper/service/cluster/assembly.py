@@ -105,6 +105,7 @@ def clustered(base: DistantBase, plan: Plan, scaling: Scaling, start: Start) -> 
             policy=None if plan.policy is None else plan.policy.resolve(),
             policy_sha256=None if gathered is None else gathered.policy.sha256,
             decisions=plan.decisions.resolve().with_name(f"{plan.decisions.stem}.replicas"),
+            with_defaults=plan.settings.with_defaults,
         )
         name = f"deltakeeper-{base.root[:12]}"
         replicas = stack.enter_context(start(name, made))

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import DeltakeeperError
+from deltakeeper.errors import DeltakeeperError, OversizedError, is_lasting
 from deltakeeper.service.admission import DecisionLog
 from deltakeeper.service.admission.deciding import stands_for_another
 from deltakeeper.service.admission.policy import PolicyFile
@@ -85,11 +85,17 @@ class ClusterAdmission:
             self._tenants.load(name).result(seconds)
         except TimeoutError as error:
             raise Unavailable(f"Nothing was decided on '{name}' in {seconds:g} seconds.", retry_after=5.0) from error
+        except OversizedError:
+            raise
         except DeltakeeperError as error:
             known = self.known(name)
             if known is not None and known.verdict == "refused":
                 return known
-            raise Unavailable(str(error), retry_after=1.0) from error
+            if not is_lasting(error):
+                raise Unavailable(str(error), retry_after=1.0) from error
+            refused = Decision(name, "refused", reasons=(str(error),))
+            self._gathered.log.write(refused, self._gathered.policy.sha256)
+            return refused
         known = self.known(name)
         if known is None:
             raise Unavailable(f"Nothing was decided on '{name}'; ask again later.", retry_after=1.0)
@@ -104,7 +110,8 @@ class ClusterAdmission:
         before = self.known(name)
 
         def note(done: Future[str]) -> None:
-            if not done.cancelled() and isinstance(done.exception(), Refused):
+            error = None if done.cancelled() else done.exception()
+            if isinstance(error, Refused) or is_lasting(error):
                 self._pass_over(name, before)
 
         future = self._tenants.replace(name, folder, planes=planes)

@@ -6,23 +6,12 @@ from deltakeeper import errors
 from deltakeeper.engine.request import QueueFullError
 from deltakeeper.errors import DeltakeeperError, EngineError
 from deltakeeper.service.cluster.messages import Failure, Told
-from deltakeeper.service.errors import Refused, Unavailable
+from deltakeeper.service.errors import Refused, ServiceError, Unavailable
 
 _KNOWN: dict[str, type[DeltakeeperError]] = {
     kind.__name__: kind
-    for kind in (
-        errors.ArtifactError,
-        errors.BaseMismatchError,
-        errors.ChangedError,
-        errors.DataError,
-        errors.LayoutError,
-        errors.OverlayError,
-        errors.OversizedError,
-        errors.TenantError,
-        QueueFullError,
-        Refused,
-        Unavailable,
-    )
+    for kind in (*vars(errors).values(), QueueFullError, Refused, Unavailable)
+    if isinstance(kind, type) and issubclass(kind, DeltakeeperError)
 }
 
 
@@ -32,9 +21,13 @@ class ReplicaLostError(EngineError):
 
 def failure_of(error: DeltakeeperError, told: Told | None = None) -> Failure:
     """An error as it travels."""
-    return Failure(type(error).__name__, str(error), told)
+    retry_after = error.retry_after if isinstance(error, ServiceError) else None
+    return Failure(type(error).__name__, str(error), told, retry_after)
 
 
 def error_of(failure: Failure) -> DeltakeeperError:
     """The same at the other end; a class that routes do not know becomes an EngineError."""
-    return _KNOWN.get(failure.kind, EngineError)(failure.message)
+    kind = _KNOWN.get(failure.kind, EngineError)
+    if issubclass(kind, ServiceError):
+        return kind(failure.message, retry_after=failure.retry_after)
+    return kind(failure.message)

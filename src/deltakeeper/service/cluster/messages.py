@@ -25,6 +25,7 @@ class ReplicaPlan:
         policy: file that says what a delta must show; None lets in whatever fits the base.
         policy_sha256: hash that the file must have there.
         decisions: folder in which each replica logs its decisions, in a file of its own.
+        with_defaults: whether deltas say how tokens are drawn where a request does not.
         settle_seconds: how long a load with its canary may take.
     """
 
@@ -37,6 +38,7 @@ class ReplicaPlan:
     policy: Path | None
     policy_sha256: str | None
     decisions: Path
+    with_defaults: bool = True
     settle_seconds: float = 600.0
 
 
@@ -138,11 +140,13 @@ class Failure:
         kind: name of the class of the error, which is raised again at the ingress.
         message: its sentence.
         told: what policy said.
+        retry_after: seconds after which it may work, where the error says so.
     """
 
     kind: str
     message: str
     told: Told | None = None
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,13 @@ class Replica:
                 engine=plan.engine,
                 policy=policy,
                 decisions=plan.decisions / f"{name}.jsonl",
+                with_defaults=plan.with_defaults,
             )
         )
         self._engine, self._store, self._admission = room.engine, room.store, room.admission
         self._lock = threading.Lock()
         self._places: dict[str, Place] = {}
+        self._failed: dict[str, Place] = {}
         self._turning: dict[str, tuple[int, Future[str]]] = {}
 
     @property
@@ -108,6 +110,15 @@ class Replica:
 
     async def load(self, place: Place) -> Loaded | Failure:
         """Load a tenant, and see it through its canary where policy asks for one."""
+        found = await self._load(place)
+        with self._lock:
+            if isinstance(found, Loaded):
+                self._failed.pop(place.name, None)
+            elif self._places.get(place.name) == place:
+                self._failed[place.name] = place
+        return found
+
+    async def _load(self, place: Place) -> Loaded | Failure:
         name = place.name
         try:
             await self._keep(place)
@@ -126,7 +137,10 @@ class Replica:
         """What policy says of files."""
         if self._admission is None:
             return Failure("DataError", "This replica has no policy.")
-        return Looked(await asyncio.to_thread(self._admission.decide, name, folder), self._told())
+        try:
+            return Looked(await asyncio.to_thread(self._admission.decide, name, folder), self._told())
+        except DeltakeeperError as error:
+            return failure_of(error, self._told())
 
     def unload(self, name: str) -> None:
         """Free a tenant's memory here."""
@@ -136,8 +150,8 @@ class Replica:
     def remove(self, name: str) -> None:
         """Forget a tenant here."""
         with self._lock:
-            self._places.pop(name, None)
-            self._turning.pop(name, None)
+            for noted in (self._places, self._failed, self._turning):
+                noted.pop(name, None)
             with suppress(TenantError):
                 self._store.remove(name)
 
@@ -178,7 +192,8 @@ class Replica:
                 self._store.register(name, place.path, planes=place.planes)
                 self._places[name] = place
                 return None
-            if held.generation >= place.generation:
+            given_up = held == self._failed.get(name) != place  # what would have taken its place did not load
+            if held.generation >= place.generation and not given_up:
                 return None
             generation, future = self._turning.get(name, (0, None))
             if future is not None and generation >= place.generation:
@@ -195,6 +210,7 @@ class Replica:
                 del self._turning[place.name]
                 if not done.cancelled() and done.exception() is None:
                     self._places[place.name] = place
+                    self._failed.pop(place.name, None)
 
     def _told(self) -> Told:
         if self._admission is None:
