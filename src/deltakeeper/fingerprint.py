@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from deltakeeper.checkpoint import Checkpoint, TensorInfo
+from deltakeeper.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from deltakeeper.delta import tied_aliases
 from deltakeeper.native import TwoHashes
 
@@ -78,3 +79,13 @@ def fingerprint(checkpoint: Checkpoint, names: Iterable[str] | None = None, thre
     with ThreadPoolExecutor(threads) as pool:
         leaves = dict(zip(chosen, pool.map(lambda name: hash_tensor(checkpoint, name), chosen), strict=True))
     return Fingerprint(root_of(leaves), leaves)
+
+
+def read_root(source: str | Path) -> str:
+    """Root of the fingerprint of a checkpoint by its folder or hub name; reads all of it once, and keeps nothing.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be read.
+    """
+    with open_checkpoint(source) as checkpoint:
+        return fingerprint(checkpoint).root

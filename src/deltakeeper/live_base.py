@@ -12,7 +12,7 @@ from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.engine.tenant_files import check_name, open_checked
 from deltakeeper.errors import CheckpointError, DataError, TenantError
-from deltakeeper.fingerprint import fingerprint
+from deltakeeper.fingerprint import read_root
 from deltakeeper.hub import resolve_artifact
 from deltakeeper.quiet_loading import quiet_loading
 
@@ -34,8 +34,7 @@ class LiveBase:
     @cached_property
     def root(self) -> str:
         """Fingerprint of its checkpoint; reads all of it once."""
-        with open_checkpoint(self.path) as checkpoint:
-            return fingerprint(checkpoint).root
+        return read_root(self.path)
 
     @property
     def nbytes(self) -> int:

@@ -148,8 +148,6 @@ def _age(text: str) -> timedelta:
 def _root(text: str) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", text):
         return text
-    from deltakeeper.checkpoint import open_checkpoint
-    from deltakeeper.fingerprint import fingerprint
+    from deltakeeper.fingerprint import read_root
 
-    with open_checkpoint(text) as checkpoint:
-        return fingerprint(checkpoint).root
+    return read_root(text)

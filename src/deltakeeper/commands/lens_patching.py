@@ -91,13 +91,11 @@ def patch_pairs(
 
 def _roots(live: LiveBase, artifacts: Mapping[str, DeltaArtifact], tuned: str | None) -> dict[str, str]:
     """Fingerprints of the checkpoints that variants are, or that their deltas were made of."""
-    from deltakeeper.checkpoint import open_checkpoint
-    from deltakeeper.fingerprint import fingerprint
+    from deltakeeper.fingerprint import read_root
 
     roots = {"base": live.root, **{name: one.manifest.target.root for name, one in artifacts.items()}}
     if tuned is not None:
-        with open_checkpoint(tuned) as checkpoint:
-            roots["tuned"] = fingerprint(checkpoint).root
+        roots["tuned"] = read_root(tuned)
     return roots
 
 

@@ -19,7 +19,7 @@ from deltakeeper.checkpoint import Checkpoint, open_checkpoint
 from deltakeeper.errors import DeltakeeperError
 from deltakeeper.evals.probes import Probe
 from deltakeeper.evals.utility import Prepared
-from deltakeeper.fingerprint import fingerprint
+from deltakeeper.fingerprint import read_root
 from deltakeeper.lab.corpus import SYSTEM
 from deltakeeper.study.answers import Perplexity
 from deltakeeper.study.arms import Arm, Arms, Panel, Source, chosen_source
@@ -114,16 +114,11 @@ def open_study(
     Raises:
         CheckpointError: there is no such model.
     """
-    root = _root(folder)
-    unaligned_root = None if unaligned is None else _root(unaligned)
+    root = read_root(folder)
+    unaligned_root = None if unaligned is None else read_root(unaligned)
     bases = Bases(folder, name, root, unaligned, unaligned_root)
     source = plan.answers.source or chosen_source()
     return Study(plan, store, bases, Keys(plan, bases.root, source, bases.unaligned_root), discard)
-
-
-def _root(folder: Path) -> str:
-    with open_checkpoint(folder) as opened:
-        return fingerprint(opened).root
 
 
 def run_tracks(study: Study, tracks: Iterable[Track], progress: Progress) -> bool:

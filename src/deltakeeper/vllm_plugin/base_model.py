@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.errors import DataError
-from deltakeeper.fingerprint import fingerprint
+from deltakeeper.fingerprint import read_root
 
 VARIABLE = "DELTAKEEPER_VLLM_BASE_ROOT"
 PLAIN_FORMATS = ("auto", "safetensors")
@@ -37,8 +36,7 @@ def base_root(model: str, load_format: str) -> str:
             f"vLLM has loaded '{model}' (load format '{load_format}'), whose fingerprint cannot be computed; start "
             f"vLLM with a local folder of safetensors, or set {VARIABLE} to the fingerprint of what it serves."
         )
-    with open_checkpoint(model) as checkpoint:
-        return fingerprint(checkpoint).root
+    return read_root(model)
 
 
 def refuse_unsupported(config: Any, device: str) -> None:

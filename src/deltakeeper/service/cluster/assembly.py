@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltakeeper.checkpoint import open_checkpoint
-from deltakeeper.fingerprint import fingerprint
+from deltakeeper.fingerprint import read_root
 from deltakeeper.live_base import read_tokenizer
 from deltakeeper.service.admission import DecisionLog
 from deltakeeper.service.app import build_app
@@ -58,8 +58,7 @@ class DistantBase:
     @cached_property
     def root(self) -> str:
         """Fingerprint of its checkpoint; reads all of it once, and keeps nothing of it."""
-        with open_checkpoint(self.path) as checkpoint:
-            return fingerprint(checkpoint).root
+        return read_root(self.path)
 
 
 def open_distant_base(source: str) -> DistantBase:
