@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from admission_parts import make_deltas, running, write_policy
+from admission_parts import running, write_policy
 from service_cases import FakeGate, served, wait_until
 from typer.testing import CliRunner
 
+from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.cli import app as cli
+from deltakeeper.errors import UnreadableError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.admission import deltas as delta_routes
 from deltakeeper.service.running import Services
@@ -26,11 +28,6 @@ from deltakeeper.service.uploads import arrival
 from deltakeeper.service.uploads import routes as upload_routes
 
 KEYS = {"admin": Principal("a", "admin"), "tenant": Principal("t", "tenant", frozenset({"signs"}))}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_deltas(tmp_path_factory.mktemp("uploads"))
 
 
 @contextmanager
@@ -180,6 +177,17 @@ def test_an_artifact_that_was_altered_or_is_of_another_base_or_against_policy_is
         lacking = put(at, "support", packed(world / "deltas" / "signs", leave_out=["delta_config.json"]))
         assert lacking.status_code == 422
         assert left(at.deltas) == [] and at.log.recent()[0]["name"] == "support"
+
+
+def test_what_the_disk_does_not_give_back_is_to_be_sent_again(world, tmp_path, monkeypatch):
+    def broken(self, name):
+        raise UnreadableError(f"{self.path} cannot be read (Input/output error); check the disk.")
+
+    monkeypatch.setattr(DeltaArtifact, "terms", broken)
+    with service(world, tmp_path) as at:
+        refused = put(at, "support", packed(world / "deltas" / "signs"))
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5") and left(at.deltas) == []
+        assert str(tmp_path) not in refused.text
 
 
 def test_too_much_is_refused_before_it_is_written(world, tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 from deltakeeper.artifact import CARD_NAME, MANIFEST_NAME, REPORT_NAME, SIDE_FILES, DeltaArtifact
 from deltakeeper.engine.tenant_files import open_checked
-from deltakeeper.errors import ArtifactError
+from deltakeeper.errors import ArtifactError, is_lasting
 from deltakeeper.payload import is_payload_name
 from deltakeeper.service.admission.inspection import statement_of
-from deltakeeper.service.errors import BadRequest, Refused, TooLarge
+from deltakeeper.service.errors import BadRequest, Refused, TooLarge, Unavailable
 from deltakeeper.service.uploads.archive import STATEMENT, ArchiveReader
 
 INCOMING = ".incoming"
@@ -64,6 +64,7 @@ class Arrival:
         Raises:
             BadRequest: the archive is cut off.
             Refused: it is malformed, altered, or of another base.
+            Unavailable: the disk does not give it back now.
         """
         self._reader.finish()
         try:
@@ -72,7 +73,10 @@ class Arrival:
                 artifact.terms(tensor)
                 artifact.added_rows(tensor)
         except ArtifactError as error:
-            raise Refused(str(error).replace(str(self.folder), self._name), code="artifact_refused") from error
+            told = str(error).replace(str(self.folder), self._name)
+            if not is_lasting(error):
+                raise Unavailable(told, retry_after=5.0) from error
+            raise Refused(told, code="artifact_refused") from error
         return artifact
 
     def place(self) -> None:
