@@ -45,11 +45,12 @@ FOUR = "\n".join(json.dumps({"prompt": text}) for text in PROMPTS)
 
 
 def make_deltas(folder):
-    """A base, and artifacts of it: `signs` (2 planes), `ranks` (low rank), and `stranger` of another base."""
+    """A base, artifacts of it, `signs` (2 planes), `second` and `ranks` (low rank), and `stranger` of another base."""
     base, tuned = write_pair("llama", folder, scale=0.05, dtype=torch.float32)
     write_tokenizer(base)
     write_tokenizer(tuned)
     compress(base, tuned, folder / "deltas" / "signs", "bitdelta:bits=2")
+    compress(base, tuned, folder / "deltas" / "second", "bitdelta:scale=row")
     compress(base, tuned, folder / "deltas" / "ranks", "svd:rank=8")
     other, changed = write_pair("llama", folder / "other", seed=7, dtype=torch.float32)
     compress(other, changed, folder / "deltas" / "stranger", "bitdelta")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from admission_parts import make_deltas
+from admission_parts import make_deltas, write_judge
 from service_cases import write_service
 
 
@@ -28,8 +28,9 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def here(world, tmp_path):
-    """A folder of a test's own with the deltas and the keys of the signer."""
+    """A folder of a test's own with the deltas, the keys of the signer, and a judge that a canary may name."""
     shutil.copytree(world / "deltas", tmp_path / "deltas")
+    write_judge(tmp_path, "w0")
     for name in ("signer.pem", "signer.pem.pub"):
         shutil.copy2(world / name, tmp_path / name)
     return tmp_path

@@ -24,12 +24,6 @@ BOUNDS = {"public_keys": ["signer.pem.pub"], "max_age_days": 30}
 
 
 @pytest.fixture
-def here(here):
-    write_judge(here, "w0")
-    return here
-
-
-@pytest.fixture
 def start(world, here):
     """Start a service's parts under a policy; a test may start several, one after the other."""
 

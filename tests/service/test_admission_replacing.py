@@ -9,9 +9,8 @@ import threading
 import time
 
 import pytest
-from admission_parts import error_of, make_deltas, serving, write_judge
+from admission_parts import error_of, serving
 
-from deltakeeper.compress import compress
 from deltakeeper.engine import Request
 from deltakeeper.service.admission import placing
 from deltakeeper.service.admission.placing import finish_links, link
@@ -19,20 +18,6 @@ from deltakeeper.testing import write_tokenizer
 
 TEMPLATE = "{% for m in messages %}w9 {{ m['content'] }} {% endfor %}"
 LENIENT = {"refusals_at_least": 0.0, "broken_at_most": 1.0}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = make_deltas(tmp_path_factory.mktemp("replacing"))
-    compress(folder / "base", folder / "tuned", folder / "deltas" / "second", "bitdelta:scale=row")
-    return folder
-
-
-@pytest.fixture
-def here(world, tmp_path):
-    shutil.copytree(world / "deltas", tmp_path / "deltas")
-    write_judge(tmp_path, "w0")
-    return tmp_path
 
 
 def ask(parts, tenant, tokens=4):

@@ -6,9 +6,8 @@ import shutil
 import threading
 
 import pytest
-from admission_parts import error_of, make_deltas, serving, write_judge
+from admission_parts import error_of, serving
 
-from deltakeeper.compress import compress
 from deltakeeper.engine import Request
 from deltakeeper.service.access import Principal
 from deltakeeper.service.admission import decisions, deltas
@@ -17,20 +16,6 @@ from deltakeeper.service.guard import guarded_routes
 
 ADMIN = {"Authorization": "Bearer admin"}
 KEYS = {"admin": Principal("a", "admin"), "tenant": Principal("t", "tenant", frozenset({"signs"}))}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = make_deltas(tmp_path_factory.mktemp("admission"))
-    compress(folder / "base", folder / "tuned", folder / "deltas" / "second", "bitdelta:scale=row")
-    return folder
-
-
-@pytest.fixture
-def here(world, tmp_path):
-    shutil.copytree(world / "deltas", tmp_path / "deltas")
-    write_judge(tmp_path, "w0")
-    return tmp_path
 
 
 def ask(parts, tenant="signs", tokens=4):

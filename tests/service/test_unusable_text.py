@@ -7,10 +7,12 @@ import shutil
 import tempfile
 
 import pytest
-from admission_parts import PROMPTS, error_of, serving, write_judge
+from admission_parts import PROMPTS, error_of, serving
 from service_cases import wait_until
 
+from deltakeeper.errors import OversizedError, UnreadableError
 from deltakeeper.service import templates
+from deltakeeper.service.admission import deciding
 from deltakeeper.testing import write_tokenizer
 
 LENIENT = {"refusals_at_least": 0.0, "broken_at_most": 1.0}
@@ -22,12 +24,6 @@ FAULTS = {
 }
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 FAILING = "{{ raise_exception('no such role') }}"
-
-
-@pytest.fixture
-def here(here):
-    write_judge(here, "never said")
-    return here
 
 
 def spoil(here, fault, name="signs"):
@@ -135,6 +131,28 @@ def test_a_version_that_passed_is_not_read_again(world, here, monkeypatch):
             wait_until(lambda: parts.store.state("signs") == "cold")
         parts.store.load("signs").result(30)
     assert len(read) == 1
+
+
+def test_a_disk_that_fails_while_policy_looks_decides_nothing(world, here, monkeypatch):
+    with serving(world, here) as parts:
+
+        def broken(folder):
+            raise UnreadableError(f"{folder} cannot be read (Input/output error); check the disk.")
+
+        monkeypatch.setattr(deciding, "open_artifact", broken)
+        refused = parts.client.put("/admin/deltas/signs")
+        assert error_of(refused, 503) and refused.headers["Retry-After"]
+        assert parts.admission.history() == []
+
+
+def test_what_is_too_large_for_the_memory_is_no_matter_of_policy(world, here):
+    with serving(world, here, store={"byte_budget": 1000}) as parts:
+        for _ in range(2):
+            assert error_of(complete(parts), 422)["code"] == "model_unusable"
+        error_of(parts.client.put("/admin/deltas/signs"), 413)
+        with pytest.raises(OversizedError):
+            parts.admission.settle("signs", 30)
+        assert parts.admission.history() == []
 
 
 # -- the canary --

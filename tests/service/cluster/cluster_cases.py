@@ -8,7 +8,7 @@ import shutil
 from contextlib import contextmanager
 
 import torch
-from service_cases import TEMPLATE
+from service_cases import TEMPLATE, opened_services, served
 
 from deltakeeper.compress import compress
 from deltakeeper.engine import EngineSettings
@@ -44,6 +44,16 @@ def make_plan(folder, state, *, engine=None, **settings):
     sizes = EngineSettings(**{"kv_bytes": 1 << 25, "threads": 1} | (engine or {}))
     given = {"delta_bytes": 1 << 24, "engine": sizes} | settings
     return Plan(folder / "deltas", state / "state.db", state / "decisions.jsonl", "base", **given)
+
+
+def answers_of_one(folder, *asked):
+    """The choices of a service on one machine, by model and by which of these requests."""
+    with opened_services(folder, engine={"threads": 1}) as services, served(services) as live, live.client() as c:
+        return {
+            (model, at): c.post("/v1/completions", json=one | {"model": model}).json()["choices"]
+            for model in ("base", *TENANTS)
+            for at, one in enumerate(asked)
+        }
 
 
 class ReplicasHere:

@@ -13,8 +13,8 @@ import openai
 import pytest
 import yaml
 from admission_parts import write_judge, write_policy
-from cluster_cases import TENANTS, clustered_here, make_plan
-from service_cases import PROMPT, opened_services, served, wait_until
+from cluster_cases import TENANTS, answers_of_one, clustered_here, make_plan
+from service_cases import PROMPT, served, wait_until
 
 from deltakeeper.artifact import MANIFEST_NAME
 from deltakeeper.errors import EngineError, OversizedError, SideFileError, UnreadableError, is_lasting
@@ -31,16 +31,7 @@ LONG = {"prompt": PROMPT, "max_tokens": 1500, "temperature": 0, "ignore_eos": Tr
 @pytest.fixture(scope="module")
 def expected(cluster_folder):
     """What the service on one machine answers."""
-    with (
-        opened_services(cluster_folder, engine={"threads": 1}) as services,
-        served(services) as live,
-        live.client() as c,
-    ):
-        return {
-            (model, at): c.post("/v1/completions", json=asked | {"model": model}).json()["choices"]
-            for model in ("base", *TENANTS)
-            for at, asked in enumerate((ASKED, DRAWN))
-        }
+    return answers_of_one(cluster_folder, ASKED, DRAWN)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("ray.serve", exc_type=ImportError)
 
 import yaml
-from cluster_cases import TENANTS, make_plan
+from cluster_cases import TENANTS, answers_of_one, make_plan
 from ray_cases import clustered_on_ray, started_nodes
-from service_cases import PROMPT, opened_services, served, wait_until
+from service_cases import PROMPT, served, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -31,16 +31,8 @@ LOAD_SECONDS = 12.0
 @pytest.fixture(scope="module")
 def expected(cluster_folder):
     """What the service on one machine answers."""
-    with (
-        opened_services(cluster_folder, engine={"threads": 1}) as services,
-        served(services) as live,
-        live.client() as c,
-    ):
-        return {
-            (model, at): c.post("/v1/completions", json=asked | {"model": model}).json()["choices"][0]["text"]
-            for model in MODELS
-            for at, asked in enumerate((SHORT, DRAWN))
-        }
+    found = answers_of_one(cluster_folder, SHORT, DRAWN)
+    return {key: choices[0]["text"] for key, choices in found.items()}
 
 
 @pytest.fixture(scope="module")
