@@ -79,7 +79,7 @@ class TextSides:
         try:
             return kept.result()
         except Exception:
-            del self._kept[version]
+            self._kept.pop(version, None)
             raise
 
     def close(self) -> None:
