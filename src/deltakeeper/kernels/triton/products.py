@@ -20,6 +20,7 @@ from deltakeeper.kernels.triton.pieces import RowPieces
 from deltakeeper.kernels.triton.table import TermTable
 
 NARROWEST = 8  # rows of x in a product of the matrix units
+SHRINK_STEP = 256  # inputs at a time; shorter steps wait longer for memory
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -198,7 +199,7 @@ def _add_lowrank(call: _Call) -> None:
         depth,
         call.ranks,
         RANKS=blocks.ranks,
-        STEP=32 * blocks.words,
+        STEP=SHRINK_STEP,
         SPLITS=splits,
         **call.options(),
     )
