@@ -9,17 +9,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deltakeeper.kernels.triton import codes_kernel, floats_kernel, signs_kernel, sparse_kernel
+from deltakeeper.kernels.triton import codes_kernel, floats_kernel, partials_kernel, signs_kernel, sparse_kernel
 from deltakeeper.kernels.triton.pack import FIELDS
 
-POINTERS = {"pieces": "*i64", "tiles": "*i32", "counts": "*i32", "fields": "*i64", "partial": "*fp32"}
+POINTERS = {"pieces": "*i64", "tiles": "*i32", "counts": "*i32", "fields": "*i64", "partial": "*fp32", "lanes": "*i32"}
 DOT = {"ROWS": 16, "COLUMNS": 64, "WORDS": 2, "STEP": 64, "RANKS": 16, "DOT": True, "SPLITS": 1}
 SELECT = {"ROWS": 1, "COLUMNS": 128, "WORDS": 1, "STEP": 32, "RANKS": 16, "DOT": False, "SPLITS": 4}
 KERNELS = {
-    "add_signs": (signs_kernel, {}),
-    "add_partials": (signs_kernel, {}),
-    "add_codes": (codes_kernel, {"ALIGNED": True}),
-    "add_codes unaligned": (codes_kernel, {"ALIGNED": False}),
+    "add_signs": (signs_kernel, {"EVEN": True, "SCALED": False}),
+    "add_signs scaled": (signs_kernel, {"EVEN": False, "SCALED": True}),
+    "add_partials": (partials_kernel, {}),
+    "add_codes": (codes_kernel, {"BITS": 4, "EVEN": True, "PLAIN": True}),
+    "add_codes unaligned": (codes_kernel, {"BITS": 7, "EVEN": False, "PLAIN": False}),
     "add_sparse": (sparse_kernel, {}),
     "add_floats": (floats_kernel, {}),
     "shrink": (floats_kernel, {}),
@@ -31,7 +32,7 @@ def compile_kernel(name: str, blocks: dict, dtype: str, capability: int) -> str:
     """The PTX of one kernel; ptxas has assembled it too."""
     module, more = KERNELS[name]
     kernel = getattr(module, name.split()[0])
-    exact = dtype == "fp32" or name == "add_signs" or more.get("ALIGNED", False)
+    exact = dtype == "fp32" or name.startswith("add_signs") or more.get("PLAIN", False)
     constants = {**blocks, **more, "FIELDS": FIELDS, "PRECISION": "ieee" if exact else "tf32"}
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {one: constants[one] for one in names if one.isupper()}

@@ -235,10 +235,10 @@ def test_pieces_are_refilled_in_place_within_their_capacity():
         pieces.refill(RowGroups.of([1] * 5))
 
 
-def test_bytes_are_those_of_disk_where_inputs_fill_words():
+def test_bytes_are_those_of_disk_where_inputs_fill_blocks():
     for term in (
-        signs(24, 64, 2, "row"),
-        grouped(24, 64, 3, 32),
+        signs(24, 128, 2, "row"),
+        grouped(24, 128, 3, 32),
         lowrank(24, 64),
         Dense((4, 64), "delta", random(4, 64)),
     ):

@@ -1,4 +1,4 @@
-"""Block sizes of a launch. Reasoned from the arithmetic of `signs`, not tuned: nothing has been timed."""
+"""Block sizes of a launch, tuned on an H100 for `signs` and `grouped_int`; the other layouts take what suits these."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ class Blocks:
     """Sizes of the tiles that one program works on.
 
     Attributes:
-        rows: rows of x, a power of two; longer groups are cut into pieces of as many. At least 16 with `dot`.
+        rows: rows of x, a power of two; longer groups are cut into pieces of as many. At least 16 with `dot`. Signs and
+            codes always use the matrix units, eight rows or more at a time.
         columns: outputs, a power of two.
-        words: words of 32 inputs at a time, a power of two.
+        words: words of 32 inputs at a time, a power of two; signs and codes take 128 inputs.
         ranks: ranks of a low-rank term at a time, a power of two; at least 16 with `dot`.
         dot: matrix units (`tl.dot`); else sums on the ordinary cores, which suits at most a few rows.
         splits: programs that share the inputs of one tile; None chooses by how many tiles there are.
@@ -34,9 +35,7 @@ class Blocks:
         """Sizes for a pass whose longest group of a tenant has that many rows.
 
         With 128 columns and the 128 threads of four warps a thread owns a column, and the sums of the path without
-        `dot` stay inside a thread. A tile of `dot` has at least 16 rows, so that up to 4 are cheaper without. Compiled
-        for compute capability 9.0 one kernel spills registers at these sizes, `add_codes` with aligned groups at 64
-        rows: 40 bytes a thread, or 16 where the arguments are multiples of 16. At 64 rows of 128 columns most do.
+        `dot` stay inside a thread. A tile of `dot` has at least 16 rows, so that up to 4 are cheaper without.
         """
         if longest <= SELECT_ROWS:
             return cls(rows=1 << max(0, longest - 1).bit_length(), columns=128, words=1, dot=False)

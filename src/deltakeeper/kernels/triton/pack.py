@@ -1,6 +1,7 @@
 """Packed terms as the kernels read them: rearranged so that neighbouring threads read neighbouring words.
 
-Words and codes lie `[in, out]` here and `[out, in]` on disk. Fields are what a kernel finds in the table of addresses:
+Words and codes lie `[in, out]` here and `[out, in]` on disk; those of signs and codes are woven in blocks of 128 inputs
+for the matrix units. Fields are what a kernel finds in the table of addresses:
 addresses as integers, then small numbers, floats as their bits.
 """
 
@@ -16,7 +17,7 @@ import torch
 from deltakeeper.errors import KernelError
 from deltakeeper.layouts import Dense, GroupedInt, Layout, Lowrank, Signs, Sparse
 from deltakeeper.layouts.bits import unpack_bits
-from deltakeeper.layouts.codes import pack_codes, unpack_codes
+from deltakeeper.layouts.codes import unpack_codes
 
 FIELDS = 10
 WIDTHS = (8, 4, 2, 1)
@@ -34,8 +35,8 @@ class PackedTerm:
         shape: `(out, in)`.
         tensors: its memory, by what it is.
         fields: numbers for the kernel; a name stands for the address of that tensor.
-        rank: of `lowrank`, else 0.
-        aligned: of `grouped_int`: no 32 inputs from a multiple of 32 have two groups.
+        rank: of `lowrank`; bits of `grouped_int`; else 0.
+        plain: of `signs`: no scale for each input; of `grouped_int`: groups of whole blocks of 128.
     """
 
     kind: str
@@ -43,7 +44,7 @@ class PackedTerm:
     tensors: dict[str, torch.Tensor]
     fields: tuple[int | str, ...]
     rank: int = 0
-    aligned: bool = True
+    plain: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -60,8 +61,8 @@ class PackedTerm:
 def pack(term: Layout, device: torch.device | str = "cuda") -> PackedTerm:
     """Rearrange a term and move it to the device.
 
-    `signs` take the bytes of disk. `grouped_int` too, where the inputs are a multiple of 32: its codes are cut into
-    fields of 8, 4, 2 and 1 bits, which no word boundary cuts. `sparse` has a bit for each entry whatever mask was
+    `signs` and `grouped_int` take the bytes of disk where the inputs are a multiple of 128, but a plane with zeros
+    becomes two planes of half its scale. `sparse` has a bit for each entry whatever mask was
     stored, and where each row starts. Packed factors of `lowrank` become float16 or, where that does not hold them,
     float32.
 
@@ -75,45 +76,54 @@ def pack(term: Layout, device: torch.device | str = "cuda") -> PackedTerm:
         )
     made = make(term)
     tensors = {name: tensor.contiguous().to(device) for name, tensor in made.tensors.items()}
-    return PackedTerm(made.kind, made.shape, tensors, made.fields, made.rank, made.aligned, torch.device(device))
+    return PackedTerm(made.kind, made.shape, tensors, made.fields, made.rank, made.plain, torch.device(device))
 
 
 def _signs(term: Signs) -> PackedTerm:
     out, columns = term.shape
-    # (planes, ceil(in/32), out)
-    tensors = {"words": torch.stack([plane.T for plane in term.packed])}
-    planes = torch.stack([scale.reshape(-1) for scale in term.scales])  # (planes, 1), (planes, out) or (planes, in)
+    planes = list(term.packed)
+    scales = [scale.reshape(-1) for scale in term.scales]  # of 1, out or in
+    if term.nonzero is not None:  # two planes of half the scale, which differ where a sign is zero
+        planes = [one for plane in planes for one in (plane | ~term.nonzero, plane & term.nonzero)]
+        scales = [scale / 2 for scale in scales for _ in range(2)]
+    tensors = {"words": torch.stack([_weave(plane) for plane in planes])}
     if term.scale == "column":
-        gains = [_power_above(scale) for scale in planes]
-        tensors["scales"] = torch.stack([scale / gain for scale, gain in zip(planes, gains, strict=True)])
+        gains = [_power_above(scale) for scale in scales]
+        tensors["scales"] = torch.stack([scale / gain for scale, gain in zip(scales, gains, strict=True)])
         tensors["factors"] = torch.tensor(gains)[:, None]
     else:
-        tensors["factors"] = planes
-    if term.nonzero is not None:
-        tensors["nonzero"] = term.nonzero.T
+        tensors["factors"] = torch.stack(scales)
     fields = (
         "words",
-        "nonzero" if "nonzero" in tensors else 0,
         "factors",
         int(term.scale == "row"),
         "scales" if "scales" in tensors else 0,
-        term.planes,
-        -(-columns // 32) * out * 4,
+        len(planes),
+        tensors["words"][0].numel() * 4,
     )
-    return PackedTerm(term.name, (out, columns), tensors, fields)
+    return PackedTerm(term.name, (out, columns), tensors, fields, plain=term.scale != "column")
+
+
+def _weave(words: torch.Tensor) -> torch.Tensor:
+    """Words of 32 inputs, `(out, ceil(in/32))`, as the matrix units take them: `(ceil(in/128), out, 4)`.
+
+    Of 128 inputs word t has the numbers 16 i + 4 t + 2 r + e, at bit 2 i + r + 16 e: a thread of the operand that lies
+    in registers has these, in pairs of e, so that one operation expands two.
+    """
+    out = len(words)
+    words = torch.nn.functional.pad(words, (0, -words.shape[1] % 4)).reshape(out, -1, 4)
+    woven = torch.zeros_like(words)
+    for step in range(8):
+        fours = words[..., step // 2, None] >> (16 * (step % 2) + 4 * torch.arange(4)) & 15
+        even, odd = fours & 1 | fours >> 1 & 2, fours >> 1 & 1 | fours >> 2 & 2
+        woven |= (even | odd << 16) << 2 * step
+    return woven.permute(1, 0, 2)
 
 
 def _codes(term: GroupedInt) -> PackedTerm:
     out, columns = term.shape
-    padded = torch.zeros(out, columns + -columns % 32, dtype=torch.uint8)
-    padded[:, :columns] = unpack_codes(term.packed, term.bits, columns)
-    parts, below = [], 0
-    for width in WIDTHS:
-        if term.bits & width:
-            fields_of = (padded >> below) & (2**width - 1)
-            parts.append(pack_codes(fields_of, width).T)  # (width * ceil(in/32), out)
-            below += width
-    tensors = {"words": torch.cat(parts), "steps": term.scale.T}
+    codes = unpack_codes(term.packed, term.bits, columns)
+    tensors = {"words": _weave_codes(codes, term.bits), "steps": term.scale.T}
     signs = term.bits == 1 and term.zero_point is None
     if term.zero_point is not None:
         tensors["zeros"] = term.zero_point.T
@@ -129,7 +139,30 @@ def _codes(term: GroupedInt) -> PackedTerm:
         0 if term.zero_point is not None else 1 if signs else 2 ** (term.bits - 1),
         2 if signs else 1,
     )
-    return PackedTerm(term.name, (out, columns), tensors, fields, aligned=group >= columns or group % 32 == 0)
+    return PackedTerm(
+        term.name, (out, columns), tensors, fields, rank=term.bits, plain=group >= columns or group % 128 == 0
+    )
+
+
+def _weave_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes `(out, in)` in the order of `_weave`: int32 `(ceil(in/128), out, 4 * bits)`, the larger fields first.
+
+    A field of w bits has w words of each t: pair p = 2 i + r is slot `p % (16 / w)` of word `p // (16 / w)`.
+    """
+    out, columns = codes.shape
+    padded = torch.nn.functional.pad(codes, (0, -columns % 128)).reshape(out, -1, 8, 4, 2, 2)  # i, t, r, e
+    ordered = padded.permute(1, 0, 5, 2, 4, 3).reshape(-1, out, 2, 16, 4).int()  # e, pair, t
+    parts, below = [], 0
+    for width in WIDTHS:
+        if bits & width:
+            slots = (ordered >> below & 2**width - 1).reshape(-1, out, 2, width, 16 // width, 4)
+            words = torch.zeros_like(slots[:, :, 0, :, 0])
+            for half in range(2):
+                for slot in range(16 // width):
+                    words |= slots[:, :, half, :, slot] << 16 * half + width * slot
+            parts.append(words.reshape(-1, out, width * 4))
+            below += width
+    return torch.cat(parts, dim=2)
 
 
 def _sparse(term: Sparse) -> PackedTerm:

@@ -19,6 +19,8 @@ from deltakeeper.kernels.triton.pack import FIELDS
 from deltakeeper.kernels.triton.pieces import RowPieces
 from deltakeeper.kernels.triton.table import TermTable
 
+NARROWEST = 8  # rows of x in a product of the matrix units
+SHRINK_STEP = 256  # inputs at a time; shorter steps wait longer for memory
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -26,7 +28,7 @@ def add_terms_(y: torch.Tensor, x: torch.Tensor, table: TermTable, groups: RowGr
     """Add the terms of each row's slot, in place: `y += Σ x · Δᵀ`.
 
     Sums are float32; y is rounded once for each layout that a slot uses. Rows of the base, and of slots without terms
-    here, keep their bits. Signs, and codes in groups of a multiple of 32, are exact factors in every dtype; with half
+    here, keep their bits. Signs, and codes in groups of a multiple of 128, are exact factors in every dtype; with half
     precision x other weights are rounded to TF32 (ten bits), with float32 nothing is rounded but the sums.
 
     Args:
@@ -45,8 +47,8 @@ def add_terms_(y: torch.Tensor, x: torch.Tensor, table: TermTable, groups: RowGr
         return
     guard: AbstractContextManager[Any] = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
     with guard:
-        for kind, ranks, aligned in table.launches:
-            _LAUNCHERS[kind](_Call(y, x, table, pieces, kind, ranks, aligned))
+        for kind, ranks, plain in table.launches:
+            _LAUNCHERS[kind](_Call(y, x, table, pieces, kind, ranks, plain))
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class _Call:
     pieces: RowPieces
     kind: str
     ranks: int
-    aligned: bool
+    plain: bool
 
     @property
     def blocks(self) -> Blocks:
@@ -103,25 +105,40 @@ class _Call:
 
 
 def _add_signs(call: _Call) -> None:
-    kernels, blocks = _kernels("signs"), call.blocks
-    splits = blocks.splits_for(call.grid[0] * call.grid[1], call.table.inputs)
+    _add_woven(call, _kernels("signs").add_signs, SCALED=not call.plain, PRECISION="ieee")
+
+
+def _add_codes(call: _Call) -> None:
+    precision = call.options(floats=not call.plain)["PRECISION"]
+    _add_woven(call, _kernels("codes").add_codes, BITS=call.ranks, PLAIN=call.plain, PRECISION=precision)
+
+
+def _add_woven(call: _Call, kernel: Any, **constants: Any) -> None:
+    """Products of woven words, whose tiles are shared by several programs where there are few."""
+    blocks, grid = call.blocks, call.grid
+    splits = blocks.splits_for(grid[0] * grid[1], call.table.inputs)
     partial = call.partials(splits if splits > 1 else 0, sum(call.table.widths))
-    kernels.add_signs[(*call.grid, splits)](
+    kernel[(*grid, splits)](
         call.y,
         call.y.stride(0),
         *call.x_arguments,
         *call.places,
+        _lanes(call.x.dtype, call.x.device),
         partial,
         partial.stride(0),
         partial.stride(1),
+        FIELDS=FIELDS,
+        ROWS=max(NARROWEST, blocks.rows),
         COLUMNS=blocks.columns,
-        WORDS=blocks.words,
         SPLITS=splits,
-        **call.options(floats=False),
+        EVEN=call.table.inputs % 128 == 0,
+        **constants,
+        num_warps=4,
+        num_stages=3 if blocks.dot else 4,
     )
     if splits > 1:
         pieces, tiles, counts, _, projections, _ = call.places
-        kernels.add_partials[call.grid](
+        _kernels("partials").add_partials[grid](
             call.y,
             call.y.stride(0),
             pieces,
@@ -137,16 +154,12 @@ def _add_signs(call: _Call) -> None:
         )
 
 
-def _add_codes(call: _Call) -> None:
-    _kernels("codes").add_codes[call.grid](
-        call.y,
-        call.y.stride(0),
-        *call.x_arguments,
-        *call.places,
-        COLUMNS=call.blocks.columns,
-        ALIGNED=call.aligned,
-        **call.options(floats=not call.aligned),
-    )
+@cache
+def _lanes(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """For each of 16 pairs of a word: the power of two that shifts it to the signs, -1 twice, the pair's number."""
+    minus_ones = 0xBF80BF80 if dtype == torch.bfloat16 else 0xBC00BC00
+    lanes = [1 << 15 - pair for pair in range(16)] + [minus_ones - 2**32] * 16 + list(range(16))
+    return torch.tensor(lanes, dtype=torch.int32, device=device)
 
 
 def _add_sparse(call: _Call) -> None:
@@ -186,7 +199,7 @@ def _add_lowrank(call: _Call) -> None:
         depth,
         call.ranks,
         RANKS=blocks.ranks,
-        STEP=32 * blocks.words,
+        STEP=SHRINK_STEP,
         SPLITS=splits,
         **call.options(),
     )

@@ -1,56 +1,38 @@
-"""Products with the `signs` layout: words `[in/32, out]`, each loaded once and expanded by shift and mask."""
+"""Products with the `signs` layout: woven words `[in/128, out, 4]`, expanded in the registers of the matrix units."""
 # mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201
 
 import triton
 import triton.language as tl
 
-from deltakeeper.kernels.triton.tiles import add_to_y, columns_of, expand, load_words, load_x, rows_of
+from deltakeeper.kernels.triton.tiles import LANES, columns_of, store_total
+
+MASK = tl.constexpr(-0x7FFF8000)  # 0x80008000, the signs of two numbers of half precision
 
 
 @triton.jit
-def one_plane(
-    x,
-    x_stride,
-    rows,
-    row_ok,
-    columns,
-    width,
-    inputs,
-    low,
-    high,
-    words,
-    nonzero,
-    scales,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WORDS: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """`x @ signsᵀ` of one plane over the words `low .. high - 1`, float32 `(ROWS, COLUMNS)`.
+def expand_signs(words, shifts, minus, dtype: tl.constexpr):
+    """Woven words to ±1 of a dtype, exact: int32 `(n, 4)` to `(n, 128)`.
 
-    `nonzero` and `scales` (per input) may be 0: a load that is masked off then gives all ones, which costs no branch.
+    A multiplication, which shifts, and a logical operation make two signs at once.
     """
-    count = tl.cdiv(inputs, 32)
-    scaled = tl.where(scales != 0, inputs, 0)
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for first in range(low, high, WORDS):
-        ks = first * 32 + tl.arange(0, WORDS * 32)
-        tile = load_x(x, x_stride, rows, row_ok, ks, inputs)
-        # scales are at most 1, so that half precision cannot overflow
-        scale = tl.load(scales.to(tl.pointer_type(tl.float32)) + ks, mask=ks < scaled, other=1.0)
-        tile = (tile.to(tl.float32) * scale[None, :]).to(tile.dtype)
-        plus = expand(load_words(words, first, count, width, columns, WORDS, 0), 1)
-        kept = expand(load_words(nonzero, first, count, width, columns, WORDS, -1), 1)
-        if DOT:
-            signs = ((plus * 2 - 1) * kept).to(tile.dtype)  # exact: -1, 0 or 1
-            total = tl.dot(tile, signs, total, input_precision=PRECISION)
-        else:
-            wide = tile.to(tl.float32)[:, :, None]
-            chosen = tl.where(plus[None, :, :] != 0, wide, -wide)
-            total += tl.sum(tl.where(kept[None, :, :] != 0, chosen, 0.0), axis=1)
-    return total
+    pairs = ((tl.reshape(words, (words.shape[0], 1, 4, 1)) * shifts) & MASK) ^ minus
+    halves = tl.join(pairs.to(tl.int16), (pairs >> 16).to(tl.int16))
+    signs = tl.reshape(halves, (words.shape[0], 128))
+    if dtype == tl.bfloat16:
+        signs = signs.to(tl.bfloat16, bitcast=True)
+    else:
+        signs = signs.to(tl.float16, bitcast=True).to(dtype)
+    return signs
+
+
+@triton.jit
+def load_lanes(lanes):
+    """A constant for each of the 16 pairs of a word. From memory: Triton keeps what it loads in registers, as they are.
+
+    Where it made them itself (`tl.arange`) it would move all expanded signs through shared memory.
+    """
+    return tl.reshape(tl.load(lanes + tl.arange(0, LANES)), (1, 8, 1, 2))
 
 
 @triton.jit
@@ -66,18 +48,24 @@ def add_signs(
     fields,
     projections,
     depth,
+    lanes,
     partial,
     split_stride,
     partial_stride,
     FIELDS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    WORDS: tl.constexpr,
     SPLITS: tl.constexpr,
-    DOT: tl.constexpr,
+    EVEN: tl.constexpr,
+    SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles, pieces, splits): y += Σ terms · x, or with SPLITS > 1 the sums of each split into `partial`."""
+    """Grid (tiles, pieces, splits): y += Σ terms · x, or with SPLITS > 1 the sums of each split into `partial`.
+
+    Tiles lie transposed, outputs by rows: a few rows are then the narrow side of the matrix units, and the expanded
+    signs the side that may come from registers. EVEN: the inputs are whole blocks of 128; SCALED: some term
+    has a scale for each input.
+    """
     piece = pieces + tl.program_id(1) * 3
     slot = tl.load(piece)
     if slot <= 0:
@@ -87,79 +75,51 @@ def add_signs(
     terms = tl.load(counts + at)
     if terms == 0:
         return
-    rows, row_ok = rows_of(piece, ROWS)
+    first_row, rows = tl.load(piece + 1), tl.arange(0, ROWS)
+    row_ok = rows < tl.load(piece + 2)
     columns, width = columns_of(tile, COLUMNS)
     column_ok = columns < width
-    words = tl.cdiv(inputs, 32)
-    share = tl.cdiv(tl.cdiv(words, WORDS), SPLITS) * WORDS
+    blocks = tl.cdiv(inputs, 128)
+    share = tl.cdiv(blocks, SPLITS)
     low = tl.program_id(2) * share
-    high = tl.minimum(low + share, words)
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    shifts, minus = load_lanes(lanes), load_lanes(lanes + LANES)
+    of_column = tl.minimum(columns, width - 1)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    x += first_row * x_stride
+    total = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
     for index in range(terms):
         term = fields + (at * depth + index) * FIELDS
-        factors, factor_stride = tl.load(term + 2), tl.load(term + 3)
-        scales = tl.load(term + 4)
-        planes, plane_bytes = tl.load(term + 5), tl.load(term + 6)
+        factors, factor_stride, scales = tl.load(term + 1), tl.load(term + 2), tl.load(term + 3)
+        planes, plane_bytes = tl.load(term + 4), tl.load(term + 5)
         for plane in range(planes):
-            part = one_plane(
-                x,
-                x_stride,
-                rows,
-                row_ok,
-                columns,
-                width,
-                inputs,
-                low,
-                high,
-                tl.load(term) + plane * plane_bytes,
-                tl.load(term + 1),
-                tl.where(scales == 0, scales, scales + plane * inputs * 4),
-                ROWS,
-                COLUMNS,
-                WORDS,
-                DOT,
-                PRECISION,
-            )
+            words = tl.multiple_of((tl.load(term) + plane * plane_bytes).to(tl.pointer_type(tl.int32)), 16)
+            part = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+            for block in range(low, tl.minimum(low + share, blocks)):
+                ks = block * 128 + tl.arange(0, 128)
+                here = row_ok[None, :]
+                if not EVEN:  # past the last input x is zero, whatever the words are
+                    here = here & (ks < inputs)[:, None]
+                packed = tl.load(words + block * width * 4 + of_column)
+                tile_x = tl.load(x + rows[None, :] * x_stride + ks[:, None], mask=here, other=0.0)
+                if SCALED:  # at most 1, so that half precision cannot overflow
+                    scale = scales.to(tl.pointer_type(tl.float32)) + plane * inputs + ks
+                    scale = tl.load(scale, mask=ks < tl.where(scales != 0, inputs, 0), other=1.0)
+                    tile_x = (tile_x.to(tl.float32) * scale[:, None]).to(tile_x.dtype)
+                signs = expand_signs(packed, shifts, minus, tile_x.dtype)
+                part = tl.dot(signs, tile_x, part, input_precision=PRECISION)
             of_plane = plane * tl.where(factor_stride == 0, 1, width) + columns * factor_stride
             factor = tl.load(factors.to(tl.pointer_type(tl.float32)) + of_plane, mask=column_ok, other=0.0)
-            total += part * factor[None, :]
-    into = tl.load(tile + 3) + columns
-    if SPLITS == 1:
-        add_to_y(y, y_stride, rows, row_ok, into, column_ok, total)
-    else:
-        place = partial + tl.program_id(2) * split_stride + rows[:, None] * partial_stride + into[None, :]
-        tl.store(place, total, mask=row_ok[:, None] & column_ok[None, :])
-
-
-@triton.jit
-def add_partials(
-    y,
-    y_stride,
-    pieces,
-    tiles,
-    counts,
-    projections,
-    partial,
-    split_stride,
-    partial_stride,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """Grid (tiles, pieces): add up the splits in their order, so that every run gives the same bits."""
-    piece = pieces + tl.program_id(1) * 3
-    slot = tl.load(piece)
-    if slot <= 0:
-        return
-    tile = tiles + tl.program_id(0) * 4
-    if tl.load(counts + slot * projections + tl.load(tile)) == 0:
-        return
-    rows, row_ok = rows_of(piece, ROWS)
-    columns = tl.load(tile + 1) + tl.arange(0, COLUMNS)
-    column_ok = columns < tl.load(tile + 2)
-    into = tl.load(tile + 3) + columns
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for split in range(SPLITS):
-        place = partial + split * split_stride + rows[:, None] * partial_stride + into[None, :]
-        total += tl.load(place, mask=row_ok[:, None] & column_ok[None, :], other=0.0)
-    add_to_y(y, y_stride, rows, row_ok, into, column_ok, total)
+            total += part * factor[:, None]
+    store_total(
+        y,
+        y_stride,
+        partial,
+        split_stride,
+        partial_stride,
+        first_row,
+        rows,
+        row_ok,
+        tl.load(tile + 3) + columns,
+        column_ok,
+        total,
+        SPLITS,
+    )

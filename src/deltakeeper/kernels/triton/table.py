@@ -48,7 +48,7 @@ class TermTable:
     def put(self, slot: int, projection: int, terms: Sequence[PackedTerm]) -> None:
         """Give a slot its terms at one projection, in the place of any that it had.
 
-        `launches` (layout, ranks, whether all codes are aligned) may change; a captured launch is then out of date.
+        `launches` (layout, ranks or bits, whether all are plain) may change; a captured launch is then out of date.
 
         Raises:
             KernelError: there is no such slot or projection, or a term's shape, device or number does not fit.
@@ -117,7 +117,10 @@ class TermTable:
 
     def _count_launches(self) -> None:
         terms = [term for held in self._held.values() for term in held]
+        launches: dict[tuple[str, int], list[PackedTerm]] = {}
+        for term in terms:  # a kernel for each number of bits; one for all ranks
+            launches.setdefault((term.kind, term.rank if term.kind == "grouped_int" else 0), []).append(term)
         self.launches = tuple(
-            (kind, max(t.rank for t in terms if t.kind == kind), all(t.aligned for t in terms if t.kind == kind))
-            for kind in sorted({term.kind for term in terms})
+            (kind, max(term.rank for term in of_kind), all(term.plain for term in of_kind))
+            for (kind, _), of_kind in sorted(launches.items())
         )

@@ -1,4 +1,4 @@
-"""What the kernels share: reading a piece and a tile, expanding packed words, loading floats, adding to `y`.
+"""What the kernels share: reading a piece and a tile, loading floats, adding to `y`.
 
 These are functions of the Triton language, not of Python: they are compiled, or run by Triton's interpreter.
 """
@@ -10,24 +10,7 @@ import triton.language as tl
 
 FLOAT16 = tl.constexpr(0)
 BFLOAT16 = tl.constexpr(1)
-
-
-@triton.jit
-def expand(words, WIDTH: tl.constexpr):
-    """Fields of `WIDTH` bits out of int32 words: `(w, n)` to `(w * 32 / WIDTH, n)`, each word read once."""
-    PER_WORD: tl.constexpr = 32 // WIDTH
-    lanes = tl.arange(0, PER_WORD) * WIDTH
-    spread = (words[:, None, :] >> lanes[None, :, None]) & ((1 << WIDTH) - 1)
-    return tl.reshape(spread, (words.shape[0] * PER_WORD, words.shape[1]))
-
-
-@triton.jit
-def load_words(address, first, count, width, columns, WORDS: tl.constexpr, other: tl.constexpr):
-    """Words `first ..` of some columns of int32 `(count, width)` at an address, `other` at 0: `(WORDS, COLUMNS)`."""
-    at = first + tl.arange(0, WORDS)
-    offsets = at[:, None].to(tl.int64) * width + columns[None, :]
-    here = (at < tl.where(address != 0, count, 0))[:, None] & (columns < width)[None, :]
-    return tl.load(address.to(tl.pointer_type(tl.int32)) + offsets, mask=here, other=other)
+LANES = tl.constexpr(16)  # pairs of one thread in a block of 128 inputs
 
 
 @triton.jit
@@ -84,3 +67,29 @@ def add_to_y(y, stride, rows, row_ok, columns, column_ok, total):
     here = row_ok[:, None] & column_ok[None, :]
     old = tl.load(at, mask=here, other=0.0).to(tl.float32)
     tl.store(at, (old + total).to(y.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def store_total(
+    y,
+    y_stride,
+    partial,
+    split_stride,
+    partial_stride,
+    first_row,
+    rows,
+    row_ok,
+    columns,
+    column_ok,
+    total,
+    SPLITS: tl.constexpr,
+):
+    """Add a tile `(columns, rows)` to y, rounded once; with several splits keep it apart, for `add_partials`."""
+    here = column_ok[:, None] & row_ok[None, :]
+    if SPLITS == 1:
+        place = y + first_row * y_stride + rows[None, :] * y_stride + columns[:, None]
+        old = tl.load(place, mask=here, other=0.0).to(tl.float32)
+        tl.store(place, (old + total).to(y.dtype.element_ty), mask=here)
+    else:
+        place = partial + tl.program_id(2) * split_stride + first_row * partial_stride
+        tl.store(place + rows[None, :] * partial_stride + columns[:, None], total, mask=here)
