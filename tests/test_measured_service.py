@@ -132,3 +132,23 @@ def test_a_soak_tells_what_failed_as_plainly_as_what_held(measured, tmp_path):
     assert "7,005 deltas" in text and "15 and 16 open files" in text
     assert "resident 600.0 and 606.0 MiB (+1.00 %; a straight line" in text and "+7.2 MiB an hour" in text
     assert "between 601.0 and 615.5 MiB" in text  # what was before the first rest is warm-up
+
+
+def test_a_crowd_is_told_by_kind_of_request_with_what_failed_and_was_refused(measured, tmp_path):
+    def entry(method, name, requests, failed=0):
+        seconds = {"p50": 0.5, "p95": 2.0, "p99": 4.0}
+        return {"method": method, "name": name, "requests": requests, "failed": failed, "seconds": seconds}
+
+    work = {"tenants": 3, "users": 9, "spawn_rate": 2, "seconds": 60, "tokens": 32, "threads": 1, "locust": "2.47.0"}
+    rows = {"workload": work, "service_cpu_s": 55.5, "load_average": 2.5}
+    rows["entries"] = [
+        entry("SSE", "first token", 40),
+        entry("POST", "/v1/completions", 30, failed=2),
+        entry("POST", "/v1/completions refused 503", 5),
+    ]
+    text = page(measured, tmp_path, "service-locust", rows)
+    assert "9 users of locust 2.47.0" in text and "3 one-bit tenants" in text and "on\n1 thread." in text
+    assert "Of 35 requests 2 failed and 5 were refused." in text and "55.5 s of CPU time" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert lines[0] == "| `POST /v1/completions` | 30 | 2 | 0.500 | 2.00 | 4.00 |"
+    assert lines[2] == "| first token | 40 | 0 | 0.500 | 2.00 | 4.00 |"

@@ -89,6 +89,20 @@ class FakeGate:
         return self.admitted[-1]
 
 
+class SilentObserver:
+    """Metrics that note nothing; a test overrides what it wants to know."""
+
+    def answered(self, model, stream, tokens): ...
+
+    def first_token(self, model, seconds): ...
+
+    def prompt_done(self, tokens, allowed): ...
+
+    def token_after(self, model, seconds): ...
+
+    def rejected(self, reason): ...
+
+
 def write_service(folder):
     """A base that speaks, and two tenants of it: `signs` with a template of its own, and `ranks`."""
     base, tuned = write_pair("llama", folder, scale=0.05, dtype=torch.float32)

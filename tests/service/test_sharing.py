@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from service_cases import PROMPT, FakeGate, opened_services, served, wait_until
+from service_cases import PROMPT, FakeGate, SilentObserver, opened_services, served, wait_until
 
 from deltakeeper.engine.parties import PATIENCE
 from deltakeeper.service.access import Principal
@@ -75,13 +75,7 @@ def test_a_key_over_its_quota_is_stopped_before_its_body_is_read_and_loads_nothi
     opened = open_state(tmp_path / "state.db")
     gate, refused = StateGate(opened), []
 
-    class Metrics:
-        def answered(self, model, stream, tokens):
-            pass
-
-        def token_after(self, model, seconds):
-            pass
-
+    class Metrics(SilentObserver):
         def rejected(self, reason):
             refused.append(reason)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from service_cases import PROMPT, FakeGate, opened_services, served, wait_until
+from service_cases import PROMPT, FakeGate, SilentObserver, opened_services, served, wait_until
 
 from deltakeeper.errors import TenantError
 from deltakeeper.service.access import Principal
@@ -133,12 +133,9 @@ def test_quotas_are_charged_at_once_and_by_token_and_refused_with_a_time(service
 def test_the_time_to_the_first_token_counts_the_wait_for_a_cold_tenant(service_folder):
     told = []
 
-    class Observer:
-        def answered(self, model, stream, tokens):
-            told.append((model, stream.times.first_token - stream.times.submitted, tokens))
-
-        def token_after(self, model, seconds):
-            pass
+    class Observer(SilentObserver):
+        def first_token(self, model, seconds):
+            told.append((model, seconds))
 
         def rejected(self, reason):
             told.append(reason)
@@ -153,8 +150,53 @@ def test_the_time_to_the_first_token_counts_the_wait_for_a_cold_tenant(service_f
         services.store.acquire = cold  # what the service asks for first
         with live.client() as client:
             client.post("/v1/completions", json=LONG | {"model": "signs", "max_tokens": 3})
-        ((model, seconds, tokens),) = told
-        assert (model, tokens) == ("signs", 3) and seconds > 0.3
+        ((model, seconds),) = told
+        assert model == "signs" and seconds > 0.3
+
+
+def test_metrics_hear_of_first_tokens_while_answers_run_and_of_a_prompt_when_all_its_answers_have_ended(service_folder):
+    told = []
+
+    class Observer(SilentObserver):
+        def answered(self, model, stream, tokens):
+            told.append(("answered", tokens))
+
+        def first_token(self, model, seconds):
+            told.append(("first", model))
+
+        def prompt_done(self, tokens, allowed):
+            told.append(("prompt", tokens, allowed))
+
+    with (
+        opened_services(service_folder, metrics=Observer()) as services,
+        served(services) as live,
+        live.client() as client,
+    ):
+        step, go = services.engine._core.step, threading.Event()
+
+        def wait_once_it_is_told():
+            time.sleep(0.01)
+            return step() if not told or go.wait(30) else None
+
+        services.engine._core.step = wait_once_it_is_told
+        with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as answer:
+            next(line for line in answer.iter_lines() if line)
+            wait_until(lambda: told)
+            assert told == [("first", "base")]  # it is still running
+            go.set()
+        wait_until(lambda: len(told) == 3)
+        services.engine._core.step = step
+        assert told[1][0] == "answered" and told[2] == ("prompt", [told[1][1]], LONG["max_tokens"])
+        told.clear()
+        body = LONG | {"prompt": [[5, 6], [7, 8]], "n": 2, "temperature": 1, "max_tokens": 3}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        wait_until(lambda: len(told) == 10)
+        assert sorted(told[:4]) == [("first", "base")] * 4 and told[-2:] == [("prompt", [3, 3], 3)] * 2
+        told.clear()
+        rated = client.post("/v1/completions", json=LONG | {"echo": True, "logprobs": 1, "max_tokens": 0})
+        assert rated.status_code == 200
+        wait_until(lambda: len(told) == 3)
+        assert told[-1] == ("prompt", [0], 0)
 
 
 def test_a_full_engine_is_503_and_says_when(service_folder):

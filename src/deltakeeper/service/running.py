@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,17 @@ class Observer(Protocol):
             model: the base's name or a tenant's, one that is known.
             stream: with `times`, `finish_reason`, `prompt_tokens` and `cached_tokens`.
             tokens: of the answer.
+        """
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """The first token of an answer goes out, so long after the request came."""
+
+    def prompt_done(self, tokens: Sequence[int], allowed: int) -> None:
+        """All answers to a prompt have ended.
+
+        Args:
+            tokens: of each answer.
+            allowed: how many each might have had; 0 where only the prompt was rated.
         """
 
     def token_after(self, model: str, seconds: float) -> None:

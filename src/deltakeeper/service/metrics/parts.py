@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from deltakeeper.engine.blocks import BLOCK
 from deltakeeper.engine.stats import EngineStats
 from deltakeeper.engine.tenant_stats import StoreStats, TenantStats
 from deltakeeper.kernels import backend
@@ -82,6 +83,7 @@ class PartsCollector(Collector):
         self._loads = {name: tenant.loads for name, tenant in store.tenants.items()}
 
     def _of_engine(self, stats: EngineStats) -> Iterator[Metric]:
+        yield _cache(stats, self._labels["engine"])
         for name, about, value in (
             ("vllm:num_requests_running", "Requests that are computed.", stats.running),
             ("vllm:num_requests_waiting", "Requests that wait.", stats.waiting),
@@ -153,6 +155,14 @@ class PartsCollector(Collector):
         for tier, count in sorted(rest.items()):
             metric.add_metric([OTHER, tier], count)
         return metric
+
+
+def _cache(stats: EngineStats, engine: str) -> Metric:
+    """The info series of vLLM from which routers learn how many tokens the KV cache holds; blocks of all replicas."""
+    labels = {"block_size": str(BLOCK), "num_gpu_blocks": str(stats.kv_blocks), "engine": engine}
+    metric = GaugeMetricFamily("vllm:cache_config_info", "Blocks of the KV cache, and tokens of one.", labels=[*labels])
+    metric.add_metric([*labels.values()], 1)
+    return metric
 
 
 def _tier(stats: TenantStats) -> str:

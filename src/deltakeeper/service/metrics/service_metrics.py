@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, disable_created_metrics, generate_latest
@@ -10,12 +11,36 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, di
 from deltakeeper.engine.stream import Stream
 from deltakeeper.service.admission.decisions import DecisionLog
 from deltakeeper.service.metrics.parts import PartsCollector
+from deltakeeper.service.metrics.request_sizes import RequestSizes
 from deltakeeper.service.metrics.top_tenants import TopTenants
 from deltakeeper.service.serving_port import AnsweringEngine, TenantPlaces
 
-_FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10, 20, 40, 80)
+_FIRST_TOKEN = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
 _PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10, 20, 40, 80)
-_REQUEST = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920)
+_REQUEST = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 """vLLM's own buckets, in seconds, so that its dashboards fit."""
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "error": "error"}
 """vLLM's word for each of the engine's."""
@@ -53,6 +78,7 @@ class ServiceMetrics:
         self._base = {"model_name": base_name, "engine": "0"}
         self._top = TopTenants(tenants, self._drop)
         self.registry.register(PartsCollector(engine, store, base_name, log, tenants))
+        self._sizes = RequestSizes(self.registry, self._base, engine.context)
         self._first_token = self._histogram("vllm:time_to_first_token_seconds", "Seconds to the first token.")
         self._between = self._histogram("vllm:inter_token_latency_seconds", "Seconds between tokens.", _PER_TOKEN)
         self._per_token = self._histogram(
@@ -66,13 +92,18 @@ class ServiceMetrics:
         self._decode = self._histogram(
             "vllm:request_decode_time_seconds", "Seconds from the first token to the last.", _REQUEST
         )
+        self._inference = self._histogram(
+            "vllm:request_inference_time_seconds", "Seconds from the line to the last token.", _REQUEST
+        )
         self._ended = self._counter(
             "vllm:request_success", "Answers by how they ended.", *self._base, "finished_reason"
         )
+        for reason in _REASONS.values():  # at 0, or the first of them would be no increase
+            self._ended.labels(**self._base, finished_reason=reason)
         self._rejected = self._counter(
             "vllm:admission_rejections", "Requests that were not taken, by reason.", *self._base, "reason"
         )
-        for reason in _REJECTIONS:  # at 0, or the first of them would be no increase
+        for reason in _REJECTIONS:
             self._rejected.labels(**self._base, reason=reason)
         self._tokens = self._counter("deltakeeper_tenant_tokens", "Tokens by tenant and kind.", "tenant", "kind")
         self._answers = self._counter(
@@ -94,17 +125,26 @@ class ServiceMetrics:
         self._observe(self._whole, end - times.submitted)
         if times.admitted:
             self._observe(self._queued, times.admitted - times.submitted)
+            self._observe(self._inference, end - times.admitted)
+            self._sizes.answered(stream.prompt_tokens, stream.cached_tokens, tokens)
         tenant = self._top.label(model, stream.prompt_tokens + 2.0 * tokens)  # as the engine's fairness counts them
         if times.first_token:
-            self._observe(self._first_token, times.first_token - times.submitted)
             self._observe(self._prefill, times.first_token - times.admitted)
             self._observe(self._decode, end - times.first_token)
             if tokens > 1:
                 self._observe(self._per_token, (end - times.first_token) / (tokens - 1))
-            self._tenant_first.labels(tenant).observe(times.first_token - times.submitted)
         self._answers.labels(tenant, reason).inc()
         self._tokens.labels(tenant, "prompt").inc(stream.prompt_tokens if times.admitted else 0)
         self._tokens.labels(tenant, "generation").inc(tokens)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """See `Observer.first_token`."""
+        self._observe(self._first_token, seconds)
+        self._tenant_first.labels(self._top.label(model, 0.0)).observe(max(0.0, seconds))
+
+    def prompt_done(self, tokens: Sequence[int], allowed: int) -> None:
+        """See `Observer.prompt_done`."""
+        self._sizes.prompt_done(tokens, allowed)
 
     def token_after(self, model: str, seconds: float) -> None:
         """See `Observer.token_after`."""

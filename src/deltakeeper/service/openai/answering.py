@@ -81,6 +81,7 @@ class Answering:
         self.streams: list[Stream] = []
         self._services, self._event, self._held = services, asyncio.Event(), ExitStack()
         self._choices, self._counts, self._closed = choices, [0] * len(requests), False
+        self._allowed: list[int] = []  # tokens of an answer, by prompt
         wake = Bell(asyncio.get_running_loop(), self._event).ring
         try:
             tokens = sum(len(request.prompt) for request in requests[::choices])
@@ -89,6 +90,7 @@ class Answering:
                 self.streams.append(services.engine.submit(request, wake))
                 if arrived is not None:
                     self.streams[-1].times.submitted = arrived
+            self._allowed += (request.max_new_tokens if counted else 0 for request in requests[::choices])
         except EngineError as error:
             self.close()
             check_taking(services)
@@ -120,7 +122,7 @@ class Answering:
             self._event.clear()
             for choice, stream in list(running.items()):
                 tokens = stream.take()
-                if tokens and self._counted:
+                if tokens:
                     self._count(choice, len(tokens), last)
                 if stream.ended:
                     del running[choice]
@@ -149,6 +151,9 @@ class Answering:
         for stream, count in zip(self.streams, self._counts, strict=False):
             for one in told:
                 one.answered(self.model, stream, count)
+        if self._services.metrics is not None:
+            for at, allowed in enumerate(self._allowed):
+                self._services.metrics.prompt_done(self._counts[at * self._choices :][: self._choices], allowed)
 
     def broke_off(self, request_id: str | None, error: ServiceError) -> None:
         """Log that a stream of the answers ended with an error."""
@@ -166,10 +171,13 @@ class Answering:
         }
 
     def _count(self, choice: int, tokens: int, last: list[float]) -> None:
-        self._counts[choice] += tokens
-        self._usage.spend(tokens)
-        metrics, now = self._services.metrics, time.perf_counter()
-        if metrics is not None and last[choice]:
+        if self._counted:
+            self._counts[choice] += tokens
+            self._usage.spend(tokens)
+        metrics, now, times = self._services.metrics, time.perf_counter(), self.streams[choice].times
+        if metrics is not None and not last[choice]:
+            metrics.first_token(self.model, times.first_token - times.submitted)
+        elif metrics is not None:
             for _ in range(tokens):
                 metrics.token_after(self.model, (now - last[choice]) / tokens)
         last[choice] = now
