@@ -1,6 +1,7 @@
 """lm-eval's own clients against a live service, beside lm-eval on the merged checkpoint in this process.
 
     python benchmarks/service_lm_eval.py --data DATA --gsm8k 16 --piqa 24 --dtype float32
+    python benchmarks/service_lm_eval.py --data DATA --arms one-bit --asks chats likelihoods
 
 The embedded model is the base; its tenant is the aligned base, compressed to one bit. `deltakeeper serve` is a process
 of its own. Compared are scores, every answer, and every log-probability; where two greedy answers part, the record says
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ from deltakeeper.study.bases import prepare_base
 from deltakeeper.study.progress import Progress
 
 CODEC, TENANT = "bitdelta:bits=1", "one-bit"
+ARMS = ("base", TENANT)
+ASKS = ("likelihoods", "completions", "chats")
+"""What a model is asked: PIQA's log-likelihoods, GSM8K as completions, and GSM8K as chats."""
 START_SECONDS = 300.0
 CONTEXT = 8192
 
 
 def main() -> None:
-    """Measure and write `results/service-lm-eval-DTYPE.json`."""
+    """Measure and write `results/service-lm-eval-DTYPE.json`, or `…-DTYPE-ARM.json` where one arm is asked alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the folders gsm8k and piqa")
     parser.add_argument("--gsm8k", type=int, default=16, help="items of GSM8K")
@@ -48,7 +52,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=1, help="few-shot examples of GSM8K")
     parser.add_argument("--new-tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="models that are asked")
+    parser.add_argument("--asks", nargs="+", choices=ASKS, default=ASKS, help="what they are asked, in this order")
     given = parser.parse_args()
+    arms = tuple(dict.fromkeys(given.arms))
+    saved = "-".join([f"service-lm-eval-{given.dtype}", *(arms if len(arms) < len(ARMS) else ())])
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with Progress(Console(stderr=True)) as progress:
@@ -63,17 +71,22 @@ def main() -> None:
         for task in answers.loaded["tasks"].values():
             limit = {"max_gen_toks": given.new_tokens}
             task.set_config(key="generation_kwargs", value=limit, update=True)
-        facts = [fact.to_json() | {"sources": sorted(fact.sources.values())} for fact in answers.facts + choices.facts]
+        asked_of = [answers] * bool({"completions", "chats"} & {*given.asks}) + [choices] * (
+            "likelihoods" in given.asks
+        )
+        facts = [
+            fact.to_json() | {"sources": sorted(fact.sources.values())} for tasks in asked_of for fact in tasks.facts
+        ]
         rows = {"codec": CODEC, "new_tokens": given.new_tokens, "tasks": facts, "runs": runs}
         folder, dtype = Path(name), given.dtype
         models = {"base": cast(base, folder / "base", dtype)}
         compress(models["base"], cast(tuned, folder / "tuned", dtype), folder / "deltas" / TENANT, CODEC)
         models[TENANT] = apply_delta(models["base"], folder / "deltas" / TENANT, folder / "merged")
         with served(models["base"], folder / "deltas") as url:
-            for arm, path in models.items():
-                for run in compared(url, arm, path, dtype, answers, choices):
+            for arm in arms:
+                for run in compared(url, arm, models[arm], dtype, given.asks, answers, choices):
                     runs.append(run)
-                    print(json.dumps(run), record.save(f"service-lm-eval-{dtype}", rows), flush=True)  # it takes long
+                    print(json.dumps(run), record.save(saved, rows), flush=True)  # it takes long
 
 
 def cast(source: Path, target: Path, dtype: str) -> Path:
@@ -109,9 +122,9 @@ def _read(log: Any) -> str:
 
 
 def compared(
-    url: str, arm: str, path: Path, dtype: str, answers: Prepared, choices: Prepared
+    url: str, arm: str, path: Path, dtype: str, asks: Sequence[str], answers: Prepared, choices: Prepared
 ) -> Iterator[dict[str, Any]]:
-    """One arm, asked over HTTP and in this process, task by task."""
+    """One arm, asked over HTTP and in this process, in one way of `ASKS` after another."""
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
@@ -122,7 +135,12 @@ def compared(
     )
     chat = LocalChatCompletion(base_url=f"{url}/v1/chat/completions", **shared)
     exact = None if dtype == "float32" else HFLM(pretrained=str(path), dtype="float32", device="cpu", batch_size=4)
-    for tasks, remote, talk in ((choices, plain, False), (answers, plain, False), (answers, chat, True)):
+    ways = {
+        "likelihoods": (choices, plain, False),
+        "completions": (answers, plain, False),
+        "chats": (answers, chat, True),
+    }
+    for tasks, remote, talk in (ways[ask] for ask in asks):
         (theirs, far), (ours, near) = (asked(model, tasks, talk) for model in (remote, here))
         name = next(iter(tasks.loaded["tasks"]))
         run = {"dtype": dtype, "arm": arm, "task": name, "client": _client(remote), "items": len(ours)}

@@ -1,4 +1,4 @@
-"""Tables of benchmarks/service_lm_eval.py: lm-eval's clients over HTTP beside lm-eval in process."""
+"""Tables of benchmarks/service_lm_eval.py, lm-eval's clients beside lm-eval in process, and of service_crowd.py."""
 
 from __future__ import annotations
 
@@ -22,6 +22,37 @@ rounds `W + Δ`, kernels sum in another order, and logits in process have eight 
 third digit, and an answer may go another way where two tokens are nearly tied. Neither is the truth: below is how far
 both are from the merged checkpoint in float32, whose weights have the merge's rounding too.
 """
+
+CROWD = """\
+{users} users of locust {locust}, {spawn_rate} more each second until all are there, ask `deltakeeper serve` for
+{seconds} s: SmolLM2-135M in bfloat16 and {tenants} one-bit tenants, one of them at random each time, the engine on
+{threads}. Answers are greedy, of at most {tokens} tokens; between an answer and the next question a user waits half a
+second to two. Of {requests} requests {failed} failed and {refused} were refused. Seconds, as locust rounds them, of a
+streamed request to the head of its answer; the first token is the first with text. The service took {cpu} s of CPU time
+beside other work, and the load average at the end was {load}.
+"""
+
+
+def crowd(rows: dict[str, Any]) -> str:
+    """What locust's users saw, by kind of request; parts of streams are below the requests."""
+    entries = sorted(rows["entries"], key=lambda entry: entry["method"] == "SSE")
+    requests = [entry for entry in entries if entry["method"] != "SSE"]
+    text = CROWD.format(
+        **{**rows["workload"], "threads": counted(rows["workload"]["threads"], "thread")},
+        requests=sum(entry["requests"] for entry in requests),
+        failed=sum(entry["failed"] for entry in requests),
+        refused=sum(entry["requests"] for entry in requests if " refused " in entry["name"]),
+        cpu=figures(rows["service_cpu_s"]),
+        load=figures(rows["load_average"]),
+    )
+    head = ("", "requests", "failed", "p50", "p95", "p99")
+    return f"{text}\n{table(head, map(_seen, entries))}"
+
+
+def _seen(entry: dict[str, Any]) -> tuple[str, ...]:
+    name = entry["name"] if entry["method"] == "SSE" else f"`{entry['method']} {entry['name']}`"
+    times = (figures(entry["seconds"][part]) for part in ("p50", "p95", "p99"))
+    return name, f"{entry['requests']}", f"{entry['failed']}", *times
 
 
 def lm_eval(rows: dict[str, Any]) -> str:
