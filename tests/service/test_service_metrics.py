@@ -167,7 +167,8 @@ def test_residency_evictions_failures_and_decisions_are_there(parts):
     assert value(samples, "deltakeeper_delta_resident_bytes", tier="memory") == stats.resident_bytes > 0
     assert value(samples, "deltakeeper_delta_budget_bytes") == stats.byte_budget
     assert value(samples, "deltakeeper_delta_loaded", delta="signs", tier="memory") == 1
-    assert value(samples, "deltakeeper_delta_loaded", delta=OTHER, tier="disk") == 1  # two places, three tenants
+    others = len(parts.store.names()) - 2  # there are two places
+    assert value(samples, "deltakeeper_delta_loaded", delta=OTHER, tier="disk") == others > 0
     assert value(samples, "deltakeeper_delta_load_failures_total", reason="Refused") == 1
     assert value(samples, "deltakeeper_delta_evictions_total", reason="room") == 0
     assert value(samples, "deltakeeper_admission_decisions_total", verdict="admitted") == 1
