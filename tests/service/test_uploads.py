@@ -244,6 +244,26 @@ def test_what_a_killed_service_left_is_cleared_when_it_is_old(world, tmp_path):
         assert [path.name for path in (at.deltas / ".incoming").iterdir()] == ["young"]
 
 
+def test_an_artifact_stands_beside_no_other_statement_than_its_own(world, tmp_path, monkeypatch):
+    with service(world, tmp_path) as at:
+        stale = at.deltas / "support.attestation.json"
+        stale.write_text("of another")
+        with monkeypatch.context() as patch:
+            real = arrival.Path.rename
+
+            def full(self, target):
+                if target == at.deltas / "support":
+                    raise OSError(28, os.strerror(28))
+                return real(self, target)
+
+            patch.setattr(arrival.Path, "rename", full)
+            assert put(at, "support", packed(world / "deltas" / "signs")).status_code == 409
+        assert stale.read_text() == "of another"
+        assert put(at, "support", packed(world / "deltas" / "signs")).status_code == 201
+        assert left(at.deltas) == [".removed", "support"]
+        assert (at.deltas / ".removed" / "support-1.attestation.json").read_text() == "of another"
+
+
 def test_push_sends_an_artifact_with_its_statement_and_says_what_the_service_says(world, tmp_path, monkeypatch):
     source = tmp_path / "support"
     shutil.copytree(world / "deltas" / "signs", source)

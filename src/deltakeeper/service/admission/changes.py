@@ -102,19 +102,24 @@ def forget(services: Services, name: str) -> None:
     Raises:
         NotFound: there is no such tenant.
         Conflict: other names stand for its artifact, or it is being changed.
+        Unavailable: the state cannot be written; nothing has changed then.
     """
     checked_name(services, name)
     with alone(services, name):
         known = name in services.store.names()
         if not known and not (services.deltas / name).exists():
             raise NotFound(f"There is no delta {name!r}.", code="delta_not_found")
-        remove(services.deltas, name)
+        put_back = remove(services.deltas, name)
+        try:
+            if (register := _register(services)) is not None:
+                with suppress(NotFound):
+                    register.forget(name)
+        except BaseException:
+            put_back()
+            raise
         services.notes.put_away.discard(name)
         if known:
             services.store.remove(name)
-        if (register := _register(services)) is not None:
-            with suppress(NotFound):
-                register.forget(name)
 
 
 def put_away(services: Services, name: str) -> None:
