@@ -8,7 +8,9 @@ import threading
 import pytest
 from admission_parts import error_of, serving
 
+from deltakeeper.artifact import open_artifact
 from deltakeeper.engine import Request
+from deltakeeper.engine.tenant_files import payload_bytes
 from deltakeeper.service.access import Principal
 from deltakeeper.service.admission import decisions, deltas
 from deltakeeper.service.errors import NotFound, Unavailable
@@ -205,6 +207,17 @@ def test_what_is_kept_out_changes_nothing(world, here):
         error_of(client.get("/admin/deltas/new"), 404)
     with serving(world, here, store={"byte_budget": 1000}) as parts:
         error_of(parts.client.put("/admin/deltas/new", json={"path": "signs"}), 413)
+
+
+@pytest.mark.parametrize("admission", [True, False])
+def test_a_delta_that_takes_more_in_memory_than_there_is_room_for_is_too_large(world, here, admission):
+    with serving(world, here, admission=admission) as parts:
+        held = parts.client.put("/admin/deltas/signs").json()["resident_bytes"]
+    assert held > payload_bytes(open_artifact(here / "deltas" / "signs"), None)  # so that its headers let it in
+    with serving(world, here, admission=admission, store={"byte_budget": held - 1}) as parts:
+        refused = parts.client.put("/admin/deltas/new", json={"path": "signs"})
+        assert f"{held:,} bytes" in error_of(refused, 413)["message"] and "Retry-After" not in refused.headers
+        assert "new" not in parts.store.names() and not (here / "deltas" / "new").exists()
 
 
 def test_a_version_whose_canary_fails_gives_way_to_the_one_before(world, here, monkeypatch):

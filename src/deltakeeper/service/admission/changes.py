@@ -180,9 +180,9 @@ def _check_headers(services: Services, artifact: Path, planes: int | None) -> De
         nbytes = payload_bytes(opened, planes)
     except ArtifactError as error:
         raise _meaning(error) from error
-    budget = services.store.stats().byte_budget
-    if nbytes > budget:
-        raise TooLarge(f"The delta needs {nbytes:,} bytes and all tenants together may have {budget:,}.")
+    most = services.store.max_delta_bytes
+    if nbytes > most:
+        raise TooLarge(f"The delta needs {nbytes:,} bytes, and there is room for {most:,} where it would be held.")
     return opened
 
 
