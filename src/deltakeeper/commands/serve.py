@@ -62,7 +62,14 @@ def serve(
             "generation_config.json; none, OpenAI's own defaults."
         ),
     ] = "auto",
-    drain_seconds: Annotated[float, typer.Option(help="How long answers may go on after a signal to stop.")] = 30.0,
+    lame_duck_seconds: Annotated[
+        float,
+        typer.Option(
+            help="After SIGTERM, how long requests are still taken while /ready says 503 already, so that a load "
+            "balancer can notice."
+        ),
+    ] = 0.0,
+    drain_seconds: Annotated[float, typer.Option(help="How long answers may go on once no more are taken.")] = 30.0,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +129,7 @@ def serve(
         settings=ServiceSettings(
             max_choices=max_answers,
             max_new_tokens=max_new_tokens,
+            lame_duck_seconds=lame_duck_seconds,
             drain_seconds=drain_seconds,
             generation_config=cast(Any, generation_config),
         ),

@@ -104,7 +104,7 @@ def remove(deltas: Path, name: str) -> Callable[[], None]:
 
 
 def set_statement_aside(deltas: Path, name: str) -> Callable[[], None]:
-    """Move a statement that has lost its artifact among the removed ones; gives what takes that back; raises OSError."""
+    """Move a statement without its artifact among the removed ones; gives what takes that back; raises OSError."""
     statement = statement_of(deltas / name)
     return _put_among_removed(deltas, [statement] if statement.exists() else [], name)
 

@@ -81,7 +81,7 @@ class Arrival:
         return artifact
 
     def place(self) -> None:
-        """Let it stand among the deltas from now on, beside no statement but its own; raises OSError if it cannot be."""
+        """Let it stand among the deltas from now on, beside no statement but its own; raises OSError if that fails."""
         put_back = set_statement_aside(self._deltas, self._name)
         beside = self._deltas / self._statement.name
         try:
