@@ -1,8 +1,8 @@
 """uvicorn around the application, and an orderly end.
 
-The first signal turns `/ready` off. After SIGTERM requests are still taken for a while, if that is set, so that whatever
-routes them can notice; then new ones are refused while running answers finish, up to a deadline. What is left ends with an
-error, connections are closed, and the process exits with status 0. A second signal does not wait.
+The first signal turns `/ready` off. After SIGTERM requests are still taken for a while, if that is set, so that what
+routes them can notice; then new ones are refused while running answers finish, up to a deadline. What is left ends with
+an error, connections are closed, and the process exits with status 0. A second signal does not wait.
 """
 
 from __future__ import annotations
