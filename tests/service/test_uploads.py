@@ -190,6 +190,16 @@ def test_what_the_disk_does_not_give_back_is_to_be_sent_again(world, tmp_path, m
         assert str(tmp_path) not in refused.text
 
 
+def test_what_a_statement_lacks_is_said_without_the_place_where_it_came_in(world, tmp_path):
+    (tmp_path / "signer.pem.pub").write_bytes((world / "signer.pem.pub").read_bytes())
+    rules = {"public_keys": ["signer.pem.pub"], "at_most": {"attack": 0.1}}
+    with service(world, tmp_path, attestation=rules) as at:
+        body = packed(world / "deltas" / "signs", more=[(member("attestation.json"), b"{")])
+        refused = put(at, "support", body).json()["error"]
+        assert refused["code"] == "not_admitted" and refused["message"].startswith("support.attestation.json ")
+        assert left(at.deltas) == []
+
+
 def test_too_much_is_refused_before_it_is_written(world, tmp_path, monkeypatch):
     body = packed(world / "deltas" / "signs")
     with service(world, tmp_path, settings=ServiceSettings(max_upload_bytes=len(body)), max_bytes=len(body) // 2) as at:
