@@ -1,4 +1,4 @@
-"""What clients without an admin key are told of deltas that cannot be served: never where anything lies on the server."""
+"""What clients without an admin key are told of deltas that cannot be served: never where they lie on the server."""
 
 from __future__ import annotations
 

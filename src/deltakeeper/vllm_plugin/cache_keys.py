@@ -19,8 +19,8 @@ _MOST_KEPT = 1 << 14
 class Loads:
     """Which load of each adapter is current.
 
-    vLLM gives every name that is loaded a new number and tells the engine of no unloading, so what was used least lately
-    is forgotten.
+    vLLM gives every name that is loaded a new number and tells the engine of no unloading, so what was used least
+    lately is forgotten.
 
     Args:
         most: adapters that are remembered.
@@ -29,7 +29,7 @@ class Loads:
     def __init__(self, most: int = _MOST_KEPT) -> None:
         self._most, self._numbers, self._forgot = most, itertools.count(1), False
         self._current: dict[int, str] = {}
-        self._lock = threading.Lock()  # requests come on another thread than loads
+        self._lock = threading.Lock()  # requests may come on another thread than loads
 
     def note(self, request: Any) -> None:
         """A name is about to be loaded from this path: blocks computed from now on have keys of their own."""
@@ -47,7 +47,8 @@ class Loads:
     def of(self, request: Any) -> list[tuple[str, str, str]]:
         """What is added to the keys of a request's blocks: the load that was current when the request came.
 
-        A request that runs while its name is loaded anew has some of its blocks from both, and nobody else may find those.
+        A request that runs while its name is loaded anew has some of its blocks from both, and nobody else may find
+        those.
         """
         if not hasattr(request, "deltakeeper"):
             lora = request.lora_request
