@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import time
 from collections.abc import Callable
 from socket import socket
 from types import FrameType
@@ -63,6 +62,7 @@ class Server(uvicorn.Server):
             )
         )
         self._services, self._tell = services, tell
+        self._hurry = threading.Event()
 
     @property
     def address(self) -> str:
@@ -80,6 +80,7 @@ class Server(uvicorn.Server):
         """What a signal does: drain at first, stop at once the second time."""
         if self._services.drain.announced:
             self.should_exit = self.force_exit = True
+            self._hurry.set()
         else:  # Ctrl-C is somebody at a terminal, and nobody routes requests there
             self.drain(self._services.settings.lame_duck_seconds if sig == signal.SIGTERM else 0.0)
 
@@ -91,7 +92,7 @@ class Server(uvicorn.Server):
         threading.Thread(target=self._finish, args=(lame_duck_seconds,), name="deltakeeper-drain", daemon=True).start()
 
     def _finish(self, lame_duck_seconds: float) -> None:
-        time.sleep(lame_duck_seconds)
+        self._hurry.wait(lame_duck_seconds)
         seconds = self._services.settings.drain_seconds
         if not self._services.drain.finish(self._services.engine, seconds):
             _log.warning("answers that were not complete after %.0f s were ended", seconds)
