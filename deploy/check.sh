@@ -13,7 +13,7 @@ if has hadolint; then hadolint Dockerfile; fi
 if has promtool; then promtool check config --syntax-only prometheus.yaml; fi
 if has kubectl && has kubernetes-validate; then
   kubectl kustomize kubernetes > "$rendered"
-  for version in 1.30 1.37; do kubernetes-validate --strict -k "$version" "$rendered" kubernetes/loader.yaml; done
+  for version in 1.30 1.37; do kubernetes-validate --strict -k "$version" "$rendered" kubernetes/loader.yaml kubernetes/ingress.yaml; done
 fi
 # as a plugin or as a program of its own; neither needs the engine for this
 if docker compose version > /dev/null 2>&1; then compose="docker compose"; else compose=docker-compose; fi

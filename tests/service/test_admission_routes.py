@@ -8,10 +8,12 @@ import threading
 import pytest
 from admission_parts import error_of, serving
 
+from deltakeeper.artifact import open_artifact
 from deltakeeper.engine import Request
+from deltakeeper.engine.tenant_files import payload_bytes
 from deltakeeper.service.access import Principal
 from deltakeeper.service.admission import decisions, deltas
-from deltakeeper.service.errors import NotFound
+from deltakeeper.service.errors import NotFound, Unavailable
 from deltakeeper.service.guard import guarded_routes
 
 ADMIN = {"Authorization": "Bearer admin"}
@@ -102,6 +104,39 @@ def test_a_service_that_keeps_state_is_told(world, here):
         assert parts.client.delete("/admin/deltas/live").status_code == 200 and not gate.tenants
 
 
+def test_a_removal_that_cannot_be_noted_is_no_removal(world, here):
+    class Unwritable(FakeRegister):
+        def forget(self, name):
+            raise Unavailable("The state cannot be written.", retry_after=1.0)
+
+    with serving(world, here) as parts:
+        gate = parts.client.app.state.services.gate
+        gate.tenants = FakeRegister()
+        parts.client.put("/admin/deltas/live", json={"path": "signs"})
+        gate.tenants = Unwritable(gate.tenants)
+        seen = sorted(here.rglob("*"))
+        for name in ("live", "ranks"):
+            error_of(parts.client.delete(f"/admin/deltas/{name}"), 503)
+            assert len(ask(parts, name).tokens) == 4
+        assert [path for path in sorted(here.rglob("*")) if path.name != ".removed"] == seen
+        assert (here / "deltas" / "live").readlink().name == "signs"
+
+
+def test_a_statement_goes_with_its_artifact(world, here):
+    deltas = here / "deltas"
+    for name in ("signs", "second"):
+        (deltas / f"{name}.attestation.json").write_text(name)
+    (deltas / ".removed").mkdir()
+    (deltas / ".removed" / "second-1.attestation.json").write_text("an earlier one")
+    with serving(world, here) as parts:
+        for name in ("signs", "second"):
+            assert parts.client.delete(f"/admin/deltas/{name}").status_code == 200
+        assert not list(deltas.glob("*.attestation.json"))
+        for name in ("signs-1", "second-2"):
+            assert (deltas / ".removed" / name / "delta_config.json").is_file()
+            assert (deltas / ".removed" / f"{name}.attestation.json").read_text() == name.partition("-")[0]
+
+
 def test_a_name_is_turned_over_while_it_answers(world, here):
     with serving(world, here) as parts:
         client = parts.client
@@ -172,6 +207,17 @@ def test_what_is_kept_out_changes_nothing(world, here):
         error_of(client.get("/admin/deltas/new"), 404)
     with serving(world, here, store={"byte_budget": 1000}) as parts:
         error_of(parts.client.put("/admin/deltas/new", json={"path": "signs"}), 413)
+
+
+@pytest.mark.parametrize("admission", [True, False])
+def test_a_delta_that_takes_more_in_memory_than_there_is_room_for_is_too_large(world, here, admission):
+    with serving(world, here, admission=admission) as parts:
+        held = parts.client.put("/admin/deltas/signs").json()["resident_bytes"]
+    assert held > payload_bytes(open_artifact(here / "deltas" / "signs"), None)  # so that its headers let it in
+    with serving(world, here, admission=admission, store={"byte_budget": held - 1}) as parts:
+        refused = parts.client.put("/admin/deltas/new", json={"path": "signs"})
+        assert f"{held:,} bytes" in error_of(refused, 413)["message"] and "Retry-After" not in refused.headers
+        assert "new" not in parts.store.names() and not (here / "deltas" / "new").exists()
 
 
 def test_a_version_whose_canary_fails_gives_way_to_the_one_before(world, here, monkeypatch):

@@ -28,6 +28,7 @@ from deltakeeper.service.admission.policy import read_policy
 from deltakeeper.service.guard import guarded_routes
 from deltakeeper.service.metrics import metrics_router
 from deltakeeper.service.server import _GOODBYE_SECONDS as GOODBYE
+from deltakeeper.service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -102,12 +103,14 @@ def test_an_option_that_is_not_there_would_be_found():
 
 
 def test_a_drain_ends_before_the_process_is_killed():
-    pause = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     compose = int(COMPOSE["deltakeeper"]["stop_grace_period"].removesuffix("s"))
     grace = {"compose": compose, "systemd": int(UNIT_OF["TimeoutStopSec"])}
-    grace["kubernetes"] = POD["spec"]["terminationGracePeriodSeconds"] - pause
+    grace["kubernetes"] = POD["spec"]["terminationGracePeriodSeconds"]
     for where, seconds in grace.items():  # twice, since on busy cores the end of the process takes its time too
-        assert seconds >= 2 * (SERVED[where]["drain_seconds"] + GOODBYE), where
+        served = SERVED[where]
+        assert seconds >= served["lame_duck_seconds"] + 2 * (served["drain_seconds"] + GOODBYE), where
+    probe = CONTAINER["readinessProbe"]
+    assert SERVED["kubernetes"]["lame_duck_seconds"] >= probe["periodSeconds"] * probe["failureThreshold"]
     assert UNIT_OF["KillSignal"] == "SIGTERM" and UNIT_OF["KillMode"] == "mixed"
 
 
@@ -163,7 +166,7 @@ def test_what_is_asked_of_memory_and_cores_is_there():
 
 def test_manifests_refer_to_what_there_is():
     listed = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    apart = {"kustomization.yaml", "policy.yaml", "loader.yaml", "servicemonitor.yaml"}
+    apart = {"kustomization.yaml", "policy.yaml", "loader.yaml", "servicemonitor.yaml", "ingress.yaml"}
     assert {path.name for path in KUBERNETES.glob("*.yaml")} == {*listed["resources"], *apart}
     (policy,) = listed["configMapGenerator"]
     assert read_policy(KUBERNETES / policy["files"][0]).policy.max_bytes == 4 * GIB
@@ -185,6 +188,24 @@ def test_manifests_refer_to_what_there_is():
     loader = CLUSTER["Pod", "loader"]["metadata"]["labels"].items()
     assert outward <= labels and outward <= loader
     assert not CLUSTER["Service", "deltakeeper"]["spec"]["selector"].items() <= loader
+
+
+def test_the_ingress_speaks_tls_holds_no_stream_back_and_leads_to_what_keys_of_models_open():
+    ingress = CLUSTER["Ingress", "deltakeeper"]
+    told = ingress["metadata"]["annotations"]
+    assert told["nginx.ingress.kubernetes.io/proxy-buffering"] == "off" and told["nginx.org/proxy-buffering"] == "false"
+    waits = [int(value.removesuffix("s")) for name, value in told.items() if name.endswith("/proxy-read-timeout")]
+    assert len(waits) == 2 and min(waits) > 10 * ServiceSettings().keep_alive_seconds
+    sizes = [int(value.removesuffix("m")) for name, value in told.items() if name.endswith("body-size")]
+    assert len(sizes) == 2 and min(sizes) << 20 >= ServiceSettings().body_bytes(1 << 18)
+    (rule,) = ingress["spec"]["rules"]
+    assert [rule["host"]] == ingress["spec"]["tls"][0]["hosts"]
+    service = CLUSTER["Service", "deltakeeper"]
+    ports = {port["name"] for port in service["spec"]["ports"]}
+    for path in rule["http"]["paths"]:
+        found = path["backend"]["service"]
+        assert found["name"] == service["metadata"]["name"] and found["port"]["name"] in ports
+    assert [path["path"] for path in rule["http"]["paths"]] == ["/v1", "/tokenize"]
 
 
 @pytest.mark.parametrize("pod", [POD["spec"], CLUSTER["Pod", "loader"]["spec"]], ids=["service", "loader"])
@@ -254,7 +275,7 @@ def test_no_file_holds_a_secret():
 
 def test_the_commands_of_the_page_are_those_of_the_program():
     found = re.findall(r"deltakeeper (keys create [^\n|>]*)", DOCS)
-    assert len(found) == 4
+    assert len(found) == 6
     for line in found:
         words = shlex.split(line)
         given = words if "--state" in words else [*words, "--state", "in the image's environment"]

@@ -164,6 +164,7 @@ def test_every_route_of_a_whole_service_is_closed_but_for_a_few(folder):
         (("--policy", "{folder}/none.yaml"), "none.yaml"),
         (("--state", "mysql://a:secret@b/c"), "PostgreSQL"),
         (("--kv-gib", "-1"), "kv_bytes"),
+        (("--lame-duck-seconds", "-1"), "lame_duck_seconds is -1.0; give 0 or more"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence_and_status_2(

@@ -243,6 +243,25 @@ def test_a_drain_refuses_new_requests_and_lets_streams_finish(service_folder):
         wait_until(lambda: live.server.should_exit)
 
 
+def test_requests_are_taken_for_a_while_after_readiness_is_off(service_folder):
+    with own(service_folder, lame_duck_seconds=1.0) as live, live.client() as client:
+        live.server.handle_exit(signal.SIGTERM, None)
+        assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+        assert client.post("/v1/completions", json=LONG | {"max_tokens": 2}).status_code == 200
+        assert not live.services.drain.begun and not live.server.should_exit
+        wait_until(lambda: live.server.should_exit)
+        assert live.services.drain.begun and not live.server.force_exit
+
+
+@pytest.mark.parametrize(("signals", "forced"), [((signal.SIGINT,), False), ((signal.SIGTERM, signal.SIGTERM), True)])
+def test_somebody_at_a_terminal_and_a_second_signal_do_not_wait_for_a_load_balancer(service_folder, signals, forced):
+    with own(service_folder, lame_duck_seconds=60.0) as live:
+        for number in signals:
+            live.server.handle_exit(number, None)
+        wait_until(lambda: live.server.should_exit, 10)
+        assert live.server.force_exit == forced
+
+
 def test_a_drain_that_takes_too_long_ends_streams_with_an_error(service_folder):
     with (
         own(service_folder, drain_seconds=0.1) as live,

@@ -190,6 +190,16 @@ def test_what_the_disk_does_not_give_back_is_to_be_sent_again(world, tmp_path, m
         assert str(tmp_path) not in refused.text
 
 
+def test_what_a_statement_lacks_is_said_without_the_place_where_it_came_in(world, tmp_path):
+    (tmp_path / "signer.pem.pub").write_bytes((world / "signer.pem.pub").read_bytes())
+    rules = {"public_keys": ["signer.pem.pub"], "at_most": {"attack": 0.1}}
+    with service(world, tmp_path, attestation=rules) as at:
+        body = packed(world / "deltas" / "signs", more=[(member("attestation.json"), b"{")])
+        refused = put(at, "support", body).json()["error"]
+        assert refused["code"] == "not_admitted" and refused["message"].startswith("support.attestation.json ")
+        assert left(at.deltas) == []
+
+
 def test_too_much_is_refused_before_it_is_written(world, tmp_path, monkeypatch):
     body = packed(world / "deltas" / "signs")
     with service(world, tmp_path, settings=ServiceSettings(max_upload_bytes=len(body)), max_bytes=len(body) // 2) as at:
@@ -242,6 +252,26 @@ def test_what_a_killed_service_left_is_cleared_when_it_is_old(world, tmp_path):
             os.utime(folder, (time.time() - age,) * 2)
         assert put(at, "support", packed(world / "deltas" / "signs")).status_code == 201
         assert [path.name for path in (at.deltas / ".incoming").iterdir()] == ["young"]
+
+
+def test_an_artifact_stands_beside_no_other_statement_than_its_own(world, tmp_path, monkeypatch):
+    with service(world, tmp_path) as at:
+        stale = at.deltas / "support.attestation.json"
+        stale.write_text("of another")
+        with monkeypatch.context() as patch:
+            real = arrival.Path.rename
+
+            def full(self, target):
+                if target == at.deltas / "support":
+                    raise OSError(28, os.strerror(28))
+                return real(self, target)
+
+            patch.setattr(arrival.Path, "rename", full)
+            assert put(at, "support", packed(world / "deltas" / "signs")).status_code == 409
+        assert stale.read_text() == "of another"
+        assert put(at, "support", packed(world / "deltas" / "signs")).status_code == 201
+        assert left(at.deltas) == [".removed", "support"]
+        assert (at.deltas / ".removed" / "support-1.attestation.json").read_text() == "of another"
 
 
 def test_push_sends_an_artifact_with_its_statement_and_says_what_the_service_says(world, tmp_path, monkeypatch):

@@ -266,6 +266,16 @@ def test_answers_can_be_stopped(visit, live):
     assert [(one["prompt"], one["stream"]) for one in asked] == [("x", True)] * 2
 
 
+def test_a_reason_with_a_long_path_stays_in_its_column(visit, live):
+    page = visit(390, 844)
+    give_key(page, live.keys["admin"])
+    reason = page.locator("#decision-rows td.reasons", has_text="svd")
+    reason.wait_for()
+    path = "/srv/" + "_".join(["deltas"] * 20)
+    wide = reason.evaluate("(cell, path) => { cell.firstChild.append(` ${path}`); return cell.offsetWidth; }", path)
+    assert wide <= 16 * 16 + 20  # its least width and the gap to the next column
+
+
 def test_without_keys_everything_is_there_at_once_and_the_page_says_so(visit, service_folder):
     routers = [web_page.router, status.router, deltas.router, decisions.router]
     with opened_services(service_folder) as services, served(services, routers) as unlocked:

@@ -145,6 +145,20 @@ def test_keys_of_ordinary_adapters_and_of_the_base_stay_those_of_vllm(tmp_path):
     assert cache_keys.load_of(SimpleNamespace(lora_request=None)) == []
 
 
+def test_loads_are_forgotten_and_the_keys_of_what_comes_again_are_nobodys(tmp_path):
+    (tmp_path / "delta_config.json").write_text("{}")
+    loads = cache_keys.Loads(most=2)
+    found = {}
+    for number in (1, 2, 3):
+        loads.note(request(number, tmp_path)[0])
+        found[number] = loads.of(request(number, "")[1])
+        loads.of(request(1, "")[1])  # what is asked stays
+    assert loads.of(request(1, "")[1]) == found[1] and loads.of(request(3, "")[1]) == found[3]
+    late = loads.of(request(2, "")[1])
+    assert late == loads.of(request(2, "")[1]) and late not in ([], *found.values())
+    assert loads.of(SimpleNamespace(lora_request=None)) == [] and len(loads._current) == 2
+
+
 def vllm_config(**changed):
     found = {
         "parallel_config": SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),

@@ -62,7 +62,14 @@ def serve(
             "generation_config.json; none, OpenAI's own defaults."
         ),
     ] = "auto",
-    drain_seconds: Annotated[float, typer.Option(help="How long answers may go on after a signal to stop.")] = 30.0,
+    lame_duck_seconds: Annotated[
+        float,
+        typer.Option(
+            help="After SIGTERM, how long requests are still taken while /ready says 503 already, so that a load "
+            "balancer can notice."
+        ),
+    ] = 0.0,
+    drain_seconds: Annotated[float, typer.Option(help="How long answers may go on once no more are taken.")] = 30.0,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -105,7 +112,7 @@ def serve(
         ) from error
     from deltakeeper.service.settings import ServiceSettings
 
-    scaling = _scaling(ray, replicas, replica_cpus or threads, replicas_per_node, target_ongoing, max_running)
+    scaling = _scaling(ray, replicas, replica_cpus, replicas_per_node, target_ongoing, max_running, threads)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("deltakeeper.service").setLevel(logging.INFO)
     plan = Plan(
@@ -122,6 +129,7 @@ def serve(
         settings=ServiceSettings(
             max_choices=max_answers,
             max_new_tokens=max_new_tokens,
+            lame_duck_seconds=lame_duck_seconds,
             drain_seconds=drain_seconds,
             generation_config=cast(Any, generation_config),
         ),
@@ -148,12 +156,13 @@ def _scaling(
     per_node: int | None,
     target: float | None,
     running: int,
+    threads: int | None,
 ) -> Any:
     from deltakeeper.errors import DataError
     from deltakeeper.service.cluster.scaling import Scaling
 
     if ray is None:
-        if replicas is not None or per_node is not None or target is not None:
+        if any(option is not None for option in (replicas, cpus, per_node, target)):
             raise DataError("replicas are those of a cluster; say which one with --ray, or leave their options out.")
         return None
     least, _, most = (replicas or "1").partition("-")
@@ -165,7 +174,7 @@ def _scaling(
         target_ongoing=max(1.0, running / 2) if target is None else target,
         max_ongoing=2 * running,
         per_node=1 if per_node is None else per_node,
-        cpus=1.0 if cpus is None else cpus,
+        cpus=float(threads or 1) if cpus is None else cpus,
     )
 
 

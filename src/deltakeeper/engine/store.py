@@ -85,6 +85,11 @@ class TenantStore:
         self._uses = count(1)
         self._clock = clock
 
+    @property
+    def max_delta_bytes(self) -> int:
+        """Most bytes of one delta: the budget of all."""
+        return self._life.ledger.budget
+
     def register(self, name: str, path: Path, *, planes: int | None = None) -> None:
         """Make a tenant known, cold; nothing is read. The same again changes nothing.
 

@@ -18,6 +18,7 @@ from h11 import LocalProtocolError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deltakeeper.loopback import is_loopback
 from deltakeeper.service.access import Gate, Principal
 from deltakeeper.service.error_answers import error_response, status_response
 from deltakeeper.service.errors import ServiceError, TooManyRequests
@@ -29,8 +30,6 @@ _log = logging.getLogger("deltakeeper.service")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _PROBES = ("/health", "/ready", "/ping")
 _JSON = re.compile(r"\s*application/([^;\s]+\+)?json\s*(;.*)?", re.IGNORECASE)
-_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
-"""By other names nobody asks a service without keys: a web page could make one point here (DNS rebinding)."""
 _UNFORESEEN = "The service failed in a way that it does not know; its log says how, under this request id."
 
 
@@ -116,9 +115,9 @@ class Doorway:
             return status_response(
                 431, f"The headers are larger than {self._settings.max_header_bytes} bytes; send fewer of them."
             )
-        if self._gate.is_open and _host(scope) not in _OWN_NAMES:
+        if self._gate.is_open and not is_loopback(_host(scope)):  # a web page could make a name point here
             return status_response(
-                403, f"Without keys this service is asked as {' or '.join(_OWN_NAMES)} only; make a key first."
+                403, "Without keys this service is asked as localhost or by a loopback address only; make a key first."
             )
         met = [row for row in self._table if row[0].match(scope["path"])]
         if not met:
@@ -221,8 +220,8 @@ def _is_json(scope: Scope) -> bool:
 
 
 def _host(scope: Scope) -> str:
-    """The name that a caller thinks the service has, without its port."""
-    return re.sub(r":\d*$", "", (_header(scope, b"host") or "").lower())
+    """The name or address that a caller thinks the service has, without its port."""
+    return re.sub(r":\d*$", "", (_header(scope, b"host") or "").lower()).removeprefix("[").removesuffix("]")
 
 
 def _printable(path: str) -> str:

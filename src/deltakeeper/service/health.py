@@ -29,8 +29,13 @@ async def health(request: Request) -> dict[str, str]:
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
-    """200 while requests are taken; 503 while it drains or cannot tell keys, so that nothing new is routed here."""
+    """200 while requests are taken; 503 from when it is told to stop, and while it cannot tell keys.
+
+    Nothing new is to be routed here then.
+    """
     services: Services = request.app.state.services
+    if services.drain.announced:
+        raise _stopping(services)
     check_taking(services)
     if not services.gate.knows:
         raise Unavailable("Keys cannot be checked at the moment.", retry_after=services.settings.retry_seconds)
@@ -46,8 +51,12 @@ async def version() -> dict[str, str]:
 def check_taking(services: Services) -> None:
     """Let nothing new in once the service is about to stop; raises `Unavailable`."""
     if services.drain.begun or not services.engine.alive:
-        raise Unavailable(
-            "The service is stopping and takes no more requests; ask again, elsewhere or later.",
-            code="draining",
-            retry_after=services.settings.retry_seconds,
-        )
+        raise _stopping(services)
+
+
+def _stopping(services: Services) -> Unavailable:
+    return Unavailable(
+        "The service is stopping; ask again, elsewhere or later.",
+        code="draining",
+        retry_after=services.settings.retry_seconds,
+    )

@@ -1,13 +1,14 @@
 """uvicorn around the application, and an orderly end.
 
-The first signal turns `/ready` off and refuses new requests while running answers finish, up to a deadline; what is
-left then ends with an error, connections are closed, and the process exits with status 0. A
-second signal does not wait.
+The first signal turns `/ready` off. After SIGTERM requests are still taken for a while, if that is set, so that what
+routes them can notice; then new ones are refused while running answers finish, up to a deadline. What is left ends with
+an error, connections are closed, and the process exits with status 0. A second signal does not wait.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from socket import socket
@@ -61,6 +62,7 @@ class Server(uvicorn.Server):
             )
         )
         self._services, self._tell = services, tell
+        self._hurry = threading.Event()
 
     @property
     def address(self) -> str:
@@ -76,17 +78,21 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """What a signal does: drain at first, stop at once the second time."""
-        if self._services.drain.begun:
+        if self._services.drain.announced:
             self.should_exit = self.force_exit = True
-        else:
-            self.drain()
+            self._hurry.set()
+        else:  # Ctrl-C is somebody at a terminal, and nobody routes requests there
+            self.drain(self._services.settings.lame_duck_seconds if sig == signal.SIGTERM else 0.0)
 
-    def drain(self) -> None:
-        """Take nothing new, and stop when running answers have ended or their time is over."""
-        self._services.drain.begin()
-        threading.Thread(target=self._finish, name="deltakeeper-drain", daemon=True).start()
+    def drain(self, lame_duck_seconds: float = 0.0) -> None:
+        """Take nothing new after so many seconds, and stop when running answers have ended or their time is over."""
+        self._services.drain.announce()
+        if not lame_duck_seconds:
+            self._services.drain.begin()
+        threading.Thread(target=self._finish, args=(lame_duck_seconds,), name="deltakeeper-drain", daemon=True).start()
 
-    def _finish(self) -> None:
+    def _finish(self, lame_duck_seconds: float) -> None:
+        self._hurry.wait(lame_duck_seconds)
         seconds = self._services.settings.drain_seconds
         if not self._services.drain.finish(self._services.engine, seconds):
             _log.warning("answers that were not complete after %.0f s were ended", seconds)

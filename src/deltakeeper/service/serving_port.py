@@ -75,6 +75,10 @@ class HeldTenant(Protocol):
 class TenantPlaces(Protocol):
     """Tenants by name; see `deltakeeper.engine.store.TenantStore` for what each member promises and raises."""
 
+    @property
+    def max_delta_bytes(self) -> int:
+        """Most bytes of one delta, which has to be held in one place."""
+
     def names(self) -> list[str]:
         """All known names, sorted."""
 

@@ -32,13 +32,15 @@ class ServiceSettings:
         encode_seconds: how long a prompt may take to become tokens, those of its model before it included.
         keep_alive_seconds: silence in a stream after which a comment is sent, so that proxies keep it open.
         max_unread: requests of one key that may wait, at each model, for their prompts to become tokens.
-        drain_seconds: how long running answers may go on once the service is to stop.
+        lame_duck_seconds: how long new requests are still taken once the service was told to stop, while `/ready`
+            already says so and whatever routes requests has not looked yet; may be 0.
+        drain_seconds: how long running answers may go on once no more are taken.
         generation_config: where parameters of sampling that a request leaves out come from: `auto` is the model's
             `generation_config.json`, `none` are OpenAI's own defaults.
         retry_seconds: what `Retry-After` says where nothing better is known.
 
     Raises:
-        DataError: a limit is not positive.
+        DataError: a limit is not positive, or what may be 0 is below it.
     """
 
     max_body_bytes: int = 1 << 20
@@ -58,6 +60,7 @@ class ServiceSettings:
     load_seconds: float = 60.0
     encode_seconds: float = 30.0
     keep_alive_seconds: float = 30.0
+    lame_duck_seconds: float = 0.0
     drain_seconds: float = 30.0
     retry_seconds: float = 1.0
     generation_config: Literal["auto", "none"] = "auto"
@@ -70,7 +73,10 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not value > 0:
+            if field.name == "lame_duck_seconds":
+                if not value >= 0:
+                    raise DataError(f"service setting {field.name} is {value}; give 0 or more.")
+            elif isinstance(value, (int, float)) and not value > 0:
                 raise DataError(f"service setting {field.name} is {value}; give a positive number.")
         if self.generation_config not in ("auto", "none"):
             raise DataError(f"service setting generation_config is '{self.generation_config}'; give auto or none.")

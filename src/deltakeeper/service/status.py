@@ -32,7 +32,7 @@ def show_status(request: Request) -> dict[str, Any]:
         "base": services.base_name,
         "version": metadata.version("deltakeeper"),
         "open": request.state.principal.role == "open",
-        "ready": services.engine.alive and not services.drain.begun,
+        "ready": services.engine.alive and not services.drain.announced,
         "policy": services.admission is not None,
         "engine": {key: value for key, value in vars(engine).items() if key != "recent_steps"},
         "deltas": {key: value for key, value in vars(deltas).items() if key != "tenants"},

@@ -14,6 +14,8 @@ from deltakeeper import cli
     [
         (("--replicas", "3"), "say which one with --ray"),
         (("--target-ongoing", "3"), "say which one with --ray"),
+        (("--replica-cpus", "2"), "say which one with --ray"),
+        (("--ray", "auto", "--replica-cpus", "0"), "cpus is 0"),
         (("--ray", "auto", "--replicas", "many"), "spell it 3, or 1-3"),
         (("--ray", "auto", "--replicas", "0"), "min_replicas is 0"),
         (("--ray", "auto", "--replicas", "3-2"), "give more"),

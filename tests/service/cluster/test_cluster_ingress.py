@@ -16,7 +16,8 @@ from admission_parts import write_judge, write_policy
 from cluster_cases import TENANTS, answers_of_one, clustered_here, make_plan
 from service_cases import PROMPT, served, wait_until
 
-from deltakeeper.artifact import MANIFEST_NAME
+from deltakeeper.artifact import MANIFEST_NAME, open_artifact
+from deltakeeper.engine.tenant_files import payload_bytes
 from deltakeeper.errors import EngineError, OversizedError, SideFileError, UnreadableError, is_lasting
 from deltakeeper.service.admission.decisions import read_log
 from deltakeeper.service.cluster.failures import ReplicaLostError, error_of, failure_of
@@ -215,6 +216,26 @@ def test_errors_are_the_same_at_the_other_end():
         assert (type(found), str(found), is_lasting(found)) == (type(error), str(error), is_lasting(error))
         assert getattr(found, "retry_after", None) == getattr(error, "retry_after", None)
     assert type(error_of(failure_of(ReplicaLostError("e.")))) is EngineError
+
+
+@pytest.mark.parametrize("policy", [None, {"codecs": ["svd", "bitdelta"]}])
+def test_a_delta_has_to_fit_one_replica_however_many_there_are(own, policy):
+    if policy is not None:
+        (own / "policy.yaml").write_text(yaml.safe_dump(policy))
+        policy = own / "policy.yaml"
+    sizes = sorted(payload_bytes(open_artifact(own / "deltas" / name), None) for name in ("signs", "ranks"))
+    most = sizes[0] + 1  # its headers let the smaller one in, and its norms count twice once it is loaded
+    assert most < sizes[1] < 2 * most
+    with (
+        clustered_here(make_plan(own, own, policy=policy, delta_bytes=most), own) as (service, _),
+        served(service.services, app=service.app) as live,
+        live.client() as c,
+    ):
+        put = [c.put("/admin/deltas/new", json={"path": name}) for name in ("signs", "ranks")]
+        said = [refused.json()["error"]["message"] for refused in put]
+        assert [refused.status_code for refused in put] == [413, 413]
+        assert [sum(words in text for text in said) for words in (f"room for {most:,}", "raise the budget")] == [1, 1]
+        assert "new" not in service.services.store.names()
 
 
 @pytest.mark.parametrize(("bound", "verdict"), [(0.0, "admitted"), (1.0, "refused")])

@@ -60,7 +60,7 @@ def test_a_load_that_has_ended_when_it_is_noted_holds_up_nobody(tmp_path):
 
     catalog = Catalog(tmp_path)
     catalog.register("x", tmp_path / "x")
-    tenants = ClusterTenants(Watch(), catalog, tries=1)
+    tenants = ClusterTenants(Watch(), catalog, tries=1, delta_bytes=1)
     thread = threading.Thread(target=lambda: [tenants.load("x"), tenants.load("x")], daemon=True)
     thread.start()
     thread.join(5)

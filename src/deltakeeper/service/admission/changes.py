@@ -102,19 +102,24 @@ def forget(services: Services, name: str) -> None:
     Raises:
         NotFound: there is no such tenant.
         Conflict: other names stand for its artifact, or it is being changed.
+        Unavailable: the state cannot be written; nothing has changed then.
     """
     checked_name(services, name)
     with alone(services, name):
         known = name in services.store.names()
         if not known and not (services.deltas / name).exists():
             raise NotFound(f"There is no delta {name!r}.", code="delta_not_found")
-        remove(services.deltas, name)
+        put_back = remove(services.deltas, name)
+        try:
+            if (register := _register(services)) is not None:
+                with suppress(NotFound):
+                    register.forget(name)
+        except BaseException:
+            put_back()
+            raise
         services.notes.put_away.discard(name)
         if known:
             services.store.remove(name)
-        if (register := _register(services)) is not None:
-            with suppress(NotFound):
-                register.forget(name)
 
 
 def put_away(services: Services, name: str) -> None:
@@ -175,9 +180,9 @@ def _check_headers(services: Services, artifact: Path, planes: int | None) -> De
         nbytes = payload_bytes(opened, planes)
     except ArtifactError as error:
         raise _meaning(error) from error
-    budget = services.store.stats().byte_budget
-    if nbytes > budget:
-        raise TooLarge(f"The delta needs {nbytes:,} bytes and all tenants together may have {budget:,}.")
+    most = services.store.max_delta_bytes
+    if nbytes > most:
+        raise TooLarge(f"The delta needs {nbytes:,} bytes, and there is room for {most:,} where it would be held.")
     return opened
 
 

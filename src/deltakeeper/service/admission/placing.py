@@ -6,10 +6,11 @@ The folder is the state, so that a service that starts again, or discovers a nam
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deltakeeper.artifact import MANIFEST_NAME
+from deltakeeper.service.admission.inspection import statement_of
 from deltakeeper.service.errors import Conflict, NotFound
 
 REMOVED = ".removed"
@@ -59,7 +60,7 @@ def link(deltas: Path, name: str, artifact: Path) -> Callable[[], None]:
         before = place.readlink() if place.is_symlink() else None
         coming = _coming(place, Path(artifact.name))
         try:
-            moved = remove(deltas, name) if place.is_dir() and not place.is_symlink() else None
+            put_back = remove(deltas, name) if before is None and place.is_dir() else lambda: None
             coming.replace(place)
         except BaseException:
             coming.unlink(missing_ok=True)
@@ -72,14 +73,16 @@ def link(deltas: Path, name: str, artifact: Path) -> Callable[[], None]:
             _coming(place, before).replace(place)
             return
         place.unlink(missing_ok=True)
-        if moved is not None:
-            moved.rename(place)
+        put_back()
 
     return undo
 
 
-def remove(deltas: Path, name: str) -> Path | None:
-    """Take an artifact's name away: a link goes, a folder is moved among the removed ones; gives where it is then.
+def remove(deltas: Path, name: str) -> Callable[[], None]:
+    """Take an artifact's name away; gives what takes that back.
+
+    A link goes; a folder is moved among the removed ones, and the statement beside it too, which another artifact of
+    that name would otherwise be held against.
 
     Raises:
         Conflict: links lead to it, or the folder of the deltas cannot be written.
@@ -87,20 +90,48 @@ def remove(deltas: Path, name: str) -> Path | None:
     place = deltas / name
     try:
         if place.is_symlink():
+            target = place.readlink()
             place.unlink()
-            return None
-        if not place.is_dir():
-            return None
-        real = place.resolve()
-        if others := sorted(p.name for p in deltas.iterdir() if p.is_symlink() and p.resolve() == real):
-            raise Conflict(f"'{others[0]}' stands for the same artifact as '{name}'; remove that name first.")
-        (deltas / REMOVED).mkdir(exist_ok=True)
-        free = (deltas / REMOVED / f"{name}-{number}" for number in itertools.count(1))
-        target = next(path for path in free if not path.exists())
-        place.rename(target)
-        return target
+            return lambda: place.symlink_to(target)
+        if place.is_dir():
+            real = place.resolve()
+            if others := sorted(p.name for p in deltas.iterdir() if p.is_symlink() and p.resolve() == real):
+                raise Conflict(f"'{others[0]}' stands for the same artifact as '{name}'; remove that name first.")
+        moved = _put_among_removed(deltas, [path for path in (place, statement_of(place)) if path.exists()], name)
     except OSError as error:
         raise unwritable(error) from error
+    return moved
+
+
+def set_statement_aside(deltas: Path, name: str) -> Callable[[], None]:
+    """Move a statement without its artifact among the removed ones; gives what takes that back; raises OSError."""
+    statement = statement_of(deltas / name)
+    return _put_among_removed(deltas, [statement] if statement.exists() else [], name)
+
+
+def _put_among_removed(deltas: Path, paths: Sequence[Path], name: str) -> Callable[[], None]:
+    """Move these, whose names begin with this one, to the first number that none of them has there; all or none."""
+    done: list[tuple[Path, Path]] = []
+
+    def put_back() -> None:
+        for path, target in reversed(done):
+            target.rename(path)
+
+    if not paths:
+        return put_back
+    removed = deltas / REMOVED
+    removed.mkdir(exist_ok=True)
+    free = (removed / f"{name}-{number}" for number in itertools.count(1))
+    folder = next(path for path in free if not path.exists() and not statement_of(path).exists())
+    try:
+        for path in paths:
+            target = removed / (folder.name + path.name.removeprefix(name))
+            path.rename(target)
+            done.append((path, target))
+    except OSError:
+        put_back()
+        raise
+    return put_back
 
 
 def finish_links(deltas: Path) -> list[str]:

@@ -126,7 +126,7 @@ def _assembled(base: DistantBase, plan: Plan, scaling: Scaling, parts: _Parts) -
     watch, gathered, gate = parts.watch, parts.gathered, parts.gate
     listen = {} if gathered is None else {"listen": gathered.listen}
     catalog = Catalog(plan.deltas.resolve())
-    tenants = ClusterTenants(watch, catalog, tries=scaling.tries, **listen)
+    tenants = ClusterTenants(watch, catalog, tries=scaling.tries, delta_bytes=plan.delta_bytes, **listen)
     register_tenants(tenants, gate, plan)
     context = watch.wait(scaling.start_seconds).context
     engine = ClusterEngine(watch, catalog, scaling, context=context, max_waiting=plan.engine.max_waiting, **listen)

@@ -56,16 +56,29 @@ class ClusterTenants:
         watch: the thread that speaks with them, and what it heard.
         catalog: what names stand for.
         tries: how often a load is asked for at most, while replicas are lost.
+        delta_bytes: memory of all deltas of one replica.
         listen: told of decisions that come with loads.
     """
 
     def __init__(
-        self, watch: Watch, catalog: Catalog, *, tries: int, listen: Callable[[Told], None] = lambda told: None
+        self,
+        watch: Watch,
+        catalog: Catalog,
+        *,
+        tries: int,
+        delta_bytes: int,
+        listen: Callable[[Told], None] = lambda told: None,
     ) -> None:
         self._watch, self._catalog, self._tries, self._listen = watch, catalog, tries, listen
+        self._delta_bytes = delta_bytes
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Place, KnownVersion]] = {}
         self._loading: dict[Place, Future[str]] = {}
+
+    @property
+    def max_delta_bytes(self) -> int:
+        """Most bytes of one delta: the budget of a replica, whichever has to hold it."""
+        return self._delta_bytes
 
     def names(self) -> list[str]:
         """All known names, sorted."""

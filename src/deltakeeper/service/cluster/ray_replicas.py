@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
 
 from deltakeeper.errors import DataError, EngineError
 from deltakeeper.loopback import is_loopback
@@ -35,7 +35,10 @@ _REPLACED = ("localhost", "127.0.0.1", "::1")
 """Ray takes none of these for a node's address, and makes it one that others reach."""
 _LOCAL = "127.0.0.2"
 """Of this machine alone too, and Ray leaves it as it is."""
-_LOST = (RayActorError, WorkerCrashedError, DeploymentUnavailableError)
+_LOST = (RayError, DeploymentUnavailableError, ReplicaUnavailableError)
+"""What Ray itself says in place of a replica: its process, node or memory went, or what it had said."""
+_NOT_LOST = (RayTaskError, TaskCancelledError)
+"""Of these the ones that a replica's own code raised, or that was wanted."""
 
 
 @contextmanager
@@ -157,11 +160,10 @@ class RayReplicas:
         response = self._handle.options(stream=True, multiplexed_model_id=name).answer.remote(asked)
         whole = False
         try:
-            async for piece in response:
-                whole = piece.ended is not None
-                yield piece
-        except _LOST as error:
-            raise ReplicaLostError(f"a replica was lost: {_first_line(error)}") from error
+            with _losses():
+                async for piece in response:
+                    whole = piece.ended is not None
+                    yield piece
         finally:
             if not whole:
                 response.cancel()
@@ -202,14 +204,23 @@ class RayReplicas:
             _log.warning("not all replicas answered '%s' within %.0f s", method, _REPORT_SECONDS)
             return None
         for one in found:
-            if isinstance(one, BaseException) and not isinstance(one, _LOST):
+            if isinstance(one, BaseException) and (isinstance(one, _NOT_LOST) or not isinstance(one, _LOST)):
                 _log.warning("a replica could not do '%s': %s", method, _first_line(one))
         return [one for one in found if not isinstance(one, BaseException)]
 
 
 async def _unless_lost(response: Awaitable[_T]) -> _T:
-    try:
+    with _losses():
         return await response
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Raise `ReplicaLostError` where Ray says that a replica was lost."""
+    try:
+        yield
+    except _NOT_LOST:
+        raise
     except _LOST as error:
         raise ReplicaLostError(f"a replica was lost: {_first_line(error)}") from error
 

@@ -14,6 +14,7 @@ from deltakeeper.engine.tenant_files import open_checked
 from deltakeeper.errors import ArtifactError, is_lasting
 from deltakeeper.payload import is_payload_name
 from deltakeeper.service.admission.inspection import statement_of
+from deltakeeper.service.admission.placing import set_statement_aside
 from deltakeeper.service.errors import BadRequest, Refused, TooLarge, Unavailable
 from deltakeeper.service.uploads.archive import STATEMENT, ArchiveReader
 
@@ -80,14 +81,16 @@ class Arrival:
         return artifact
 
     def place(self) -> None:
-        """Let it stand among the deltas from now on; raises OSError if that cannot be."""
+        """Let it stand among the deltas from now on, beside no statement but its own; raises OSError if that fails."""
+        put_back = set_statement_aside(self._deltas, self._name)
         beside = self._deltas / self._statement.name
-        if self._statement.is_file():  # first: without it the artifact may not be let in
-            self._statement.replace(beside)
         try:
+            if self._statement.is_file():  # first: without it the artifact may not be let in
+                self._statement.replace(beside)
             self.folder.rename(self._deltas / self._name)
         except OSError:
             beside.unlink(missing_ok=True)
+            put_back()
             raise
 
     def discard(self) -> None:

@@ -47,7 +47,8 @@ async def put_artifact(name: Annotated[str, Path(max_length=128)], request: Requ
                 if services.admission is not None:
                     decision = await asyncio.to_thread(services.admission.decide, name, arrival.folder)
                     if decision.verdict == "refused":
-                        raise Refused(" ".join(decision.reasons), code="not_admitted")
+                        told = " ".join(decision.reasons).replace(str(arrival.folder), name)  # where it is not for long
+                        raise Refused(told, code="not_admitted")
                 card = describe(artifact)
                 arrival.place()
             finally:

@@ -30,7 +30,7 @@ const showAll = (status, deltas, decisions) => {
   showThroughput(status);
   showTenants(deltas);
   showDecisions(decisions, status.policy);
-  if (!status.ready) tell("The service is stopping and takes no more requests.");
+  if (!status.ready) tell("The service is stopping.");
   else tell(status.open ? "No key was made yet: everybody on this machine may ask and manage." : "This key asks and manages.");
 };
 
