@@ -244,11 +244,16 @@ def test_a_drain_refuses_new_requests_and_lets_streams_finish(service_folder):
 
 
 def test_requests_are_taken_for_a_while_after_readiness_is_off(service_folder):
-    with own(service_folder, lame_duck_seconds=1.0) as live, live.client() as client:
+    with own(service_folder, lame_duck_seconds=60.0) as live, live.client() as client:
         live.server.handle_exit(signal.SIGTERM, None)
         assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
         assert client.post("/v1/completions", json=LONG | {"max_tokens": 2}).status_code == 200
         assert not live.services.drain.begun and not live.server.should_exit
+
+
+def test_after_that_while_the_service_drains(service_folder):
+    with own(service_folder, lame_duck_seconds=0.2) as live:
+        live.server.handle_exit(signal.SIGTERM, None)
         wait_until(lambda: live.server.should_exit)
         assert live.services.drain.begun and not live.server.force_exit
 
