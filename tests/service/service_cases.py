@@ -28,6 +28,7 @@ from deltakeeper.testing.models import write_tokenizer
 TEMPLATE = "{% for m in messages %}w0 {{ m['content'] }} w1 {% endfor %}{% if add_generation_prompt %}w2{% endif %}"
 OTHER_TEMPLATE = "{% for m in messages %}w7 {{ m['content'] }} {% endfor %}"
 PROMPT = "w5 w6 w7 w8"
+LONG = {"model": "base", "prompt": PROMPT, "max_tokens": 50, "ignore_eos": True, "temperature": 0}
 
 
 @dataclass
@@ -157,6 +158,37 @@ def served(services, more=(), app=None):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def held(services):
+    """The engine waits before its next pass, so that what happens meanwhile can be looked at."""
+    go, core = threading.Event(), services.engine._core
+    step = core.step
+
+    def wait_and_step():
+        go.wait(30)
+        return step()
+
+    core.step = wait_and_step
+    try:
+        yield go
+    finally:
+        go.set()
+        core.step = step
+
+
+@contextmanager
+def own(service_folder, **settings):
+    """A service of one test's own."""
+    gate = settings.pop("gate", None)
+    engine = settings.pop("engine", None)
+    limits = ServiceSettings(**settings)
+    with (
+        opened_services(service_folder, gate=gate, engine=engine, settings=limits) as services,
+        served(services) as live,
+    ):
+        yield live
 
 
 @dataclass

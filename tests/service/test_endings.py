@@ -6,27 +6,19 @@ import json
 import logging
 import shutil
 import threading
-from contextlib import contextmanager
 
 import pytest
 import torch
 from admission_parts import serving
-from service_cases import PROMPT, opened_services, served, wait_until
+from service_cases import PROMPT, own, wait_until
 
 from deltakeeper.errors import TenantError
 from deltakeeper.service.admission import decisions
 from deltakeeper.service.openai import call, completions
 from deltakeeper.service.repeats import Repeats
-from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.tenants import find_model
 
 ONE = {"model": "signs", "prompt": PROMPT, "max_tokens": 3, "ignore_eos": True}
-
-
-@contextmanager
-def own(folder, **settings):
-    with opened_services(folder, settings=ServiceSettings(**settings)) as services, served(services) as live:
-        yield live
 
 
 def test_what_nobody_foresaw_in_a_stream_is_a_failure_of_the_service(service_folder, monkeypatch):
