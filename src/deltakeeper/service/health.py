@@ -16,7 +16,7 @@ router = APIRouter(tags=["health"], dependencies=[require("public")])
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 @router.head("/ping", include_in_schema=False)
-@router.post("/ping", include_in_schema=False)
+@router.post("/ping")
 @router.get("/ping")
 async def health(request: Request) -> dict[str, str]:
     """200 as long as the engine lives; 503 once its loop has ended, since only a restart helps then."""

@@ -40,7 +40,7 @@ class DeltaPlace(BaseModel):
     load: bool = True
 
 
-@router.put("/admin/deltas/{name}", status_code=200)
+@router.put("/admin/deltas/{name}", status_code=200, responses={201: {"description": "The name is new"}})
 def put_delta(name: Name, request: Request, response: Response, place: DeltaPlace | None = None) -> dict[str, Any]:
     """Let a name stand for an artifact; 201 where the name is new. If anything keeps it out, nothing is changed."""
     services: Services = request.app.state.services

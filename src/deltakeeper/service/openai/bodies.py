@@ -29,7 +29,9 @@ class StreamOptions(Body):
 class _Asking(Body):
     """What both ways of asking share."""
 
-    model: str = Field(max_length=256, description="The base's name or that of a tenant; see /v1/models.")
+    model: str = Field(
+        max_length=256, description="The base's name or that of a tenant; see /v1/models.", examples=["support"]
+    )
     n: int = Field(1, ge=1, le=1024, description="Answers to each prompt.")
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
@@ -95,7 +97,9 @@ class CompletionBody(_Asking):
 
     rated_by: ClassVar[str] = "logprobs"
 
-    prompt: Text | Texts | Tokens | Prompts = Field(description="A text or its tokens, or several of either.")
+    prompt: Text | Texts | Tokens | Prompts = Field(
+        description="A text or its tokens, or several of either.", examples=["Where is my order?"]
+    )
     max_tokens: int | None = Field(16, ge=0, le=1 << 31, description="Longest answer; 0 only with `echo`.")
     logprobs: int | None = Field(None, ge=0, le=100, description="Report so many likeliest tokens at each place.")
     echo: bool = Field(False, description="Give the prompt back in front of the answer, log-probabilities too.")
@@ -169,7 +173,9 @@ class ChatBody(_Asking):
 
     rated_by: ClassVar[str] = "top_logprobs"
 
-    messages: list[Message] = Field(fail_fast=True, min_length=1, max_length=4096)
+    messages: list[Message] = Field(
+        fail_fast=True, min_length=1, max_length=4096, examples=[[{"role": "user", "content": "Where is my order?"}]]
+    )
     max_tokens: int | None = Field(None, ge=1, le=1 << 31, description="Longest answer.")
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31, description="The same, by its newer name.")
     logprobs: bool | None = Field(None, description="Report log-probabilities.")
