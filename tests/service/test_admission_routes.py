@@ -262,6 +262,22 @@ def test_two_changes_of_one_name_do_not_meet(world, here, monkeypatch):
         assert found == [200] and parts.client.put("/admin/deltas/signs").status_code == 200
 
 
+@pytest.mark.parametrize("admission", [True, False])
+def test_a_name_that_is_deleted_while_it_is_loaded_is_not_refused_for_its_files(world, here, monkeypatch, admission):
+    with serving(world, here, admission=admission) as parts:
+        assert parts.client.put("/admin/deltas/live", json={"path": "signs", "load": False}).status_code == 201
+        real = parts.overlay.load
+
+        def taken_away(artifact, *, planes=None):
+            (here / "deltas" / "live").unlink(missing_ok=True)
+            return real(artifact, planes=planes)
+
+        monkeypatch.setattr(parts.overlay, "load", taken_away)
+        for _ in range(2):
+            error_of(parts.client.post("/v1/completions", json={"model": "live", "prompt": "w1"}), 404)
+        assert parts.client.get("/admin/decisions").json()["data"] == []
+
+
 def test_decisions_are_listed_latest_first_in_pages(world, here):
     with serving(world, here, codecs=["bitdelta"]) as parts:
         ask(parts, "ranks")

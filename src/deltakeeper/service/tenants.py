@@ -64,6 +64,8 @@ async def find_model(services: Services, texts: Texts, principal: Principal, nam
             services.store.unload(name)
             return await _loaded(services, texts, name)
     except (DeltakeeperError, TimeoutError) as error:  # it may name paths, which are the operator's business alone
+        if not await asyncio.to_thread(_has_files, services, name):
+            raise _not_found(name) from error
         _tell(services, name, str(error) or "it was not loaded in time.")
         if isinstance(error, ArtifactError) and is_lasting(error) and services.admission is not None:
             with suppress(TenantError):  # it was removed meanwhile
@@ -167,6 +169,14 @@ async def _is_tenant(services: Services, name: str) -> bool:
     except TenantError:
         return await asyncio.to_thread(_discover, services, name)
     return True
+
+
+def _has_files(services: Services, name: str) -> bool:
+    """Whether a name stands for files; where it does not it is being removed, or somebody took them away."""
+    try:
+        return (services.store.source(name).path / MANIFEST_NAME).is_file()
+    except TenantError:
+        return False
 
 
 def _discover(services: Services, name: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any, Protocol
 
-from deltakeeper.artifact import DeltaArtifact
+from deltakeeper.artifact import MANIFEST_NAME, DeltaArtifact
 from deltakeeper.engine.tenant_records import Delta, TenantOverlay
-from deltakeeper.errors import DeltakeeperError, is_lasting
+from deltakeeper.errors import ChangedError, DeltakeeperError, is_lasting
 from deltakeeper.overlay.loading import version_of
 from deltakeeper.service.admission.inspection import Finding, stored_planes, undimmed
 from deltakeeper.service.admission.standing import Load, Standing
@@ -30,6 +31,15 @@ def not_admitted(name: str) -> str:
     return f"The model '{name}' is not admitted; the log of decisions says why."
 
 
+def _is_another(artifact: DeltaArtifact) -> bool:
+    """Whether the manifest at an artifact's path is not its own any more."""
+    try:
+        with (artifact.path / MANIFEST_NAME).open("rb") as manifest:
+            return hashlib.file_digest(manifest, "sha256").hexdigest() != artifact.manifest_sha256
+    except OSError:
+        return True
+
+
 class LoadGuard:
     """An overlay that loads what policy lets in; it runs on the store's loader threads."""
 
@@ -41,6 +51,7 @@ class LoadGuard:
 
         Raises:
             Refused: policy or an earlier canary keeps it out, or its files changed while they were looked at.
+            ChangedError: it failed, and its name has other files now or none.
             DeltakeeperError: what the overlay says; where that lasts it is logged as a refusal too.
         """
         whole = version_of(artifact, planes)
@@ -61,9 +72,12 @@ class LoadGuard:
         try:
             delta = self._overlay.load(artifact, planes=served)
         except DeltakeeperError as error:
-            if is_lasting(error):
-                reasons = (*finding.reasons, str(error))
-                self._inspector.log_refusal(Decision(name, "refused", None, reasons, artifact.manifest_sha256))
+            if not is_lasting(error):
+                raise
+            if _is_another(artifact):  # and nothing was found out about what lies there now
+                raise ChangedError(f"{artifact.path} was taken away or replaced while it was loaded.") from error
+            reasons = (*finding.reasons, str(error))
+            self._inspector.log_refusal(Decision(name, "refused", None, reasons, artifact.manifest_sha256))
             raise
         if delta.version != expected:
             delta.close()
