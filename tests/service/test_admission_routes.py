@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 from admission_parts import error_of, serving
@@ -69,6 +71,37 @@ def test_a_delta_is_put_shown_listed_and_deleted(world, here):
         assert ask(parts).finish_reason == "error" and parts.store.stats().pins == 0
         assert "signs" not in parts.store.scan() and not (here / "deltas" / "signs").exists()
         assert (here / "deltas" / ".removed" / "signs-1" / "delta_config.json").is_file()
+
+
+def test_a_delta_whose_link_goes_while_it_is_shown_is_shown_without_its_artifact(world, here, monkeypatch):
+    with serving(world, here, admission=False) as parts:
+        assert parts.client.put("/admin/deltas/copy", json={"path": "signs", "load": False}).status_code == 201
+        link, read = here / "deltas" / "copy", os.readlink
+
+        def read_late(path, *more, **options):
+            if Path(path) == link:
+                link.unlink(missing_ok=True)
+            return read(path, *more, **options)
+
+        monkeypatch.setattr(os, "readlink", read_late)
+        shown = parts.client.get("/admin/deltas/copy")
+        assert (shown.status_code, shown.json().get("artifact", 0)) == (200, None)
+        assert not link.is_symlink()
+
+
+def test_a_model_whose_link_goes_while_it_is_looked_for_is_not_there(world, here, monkeypatch):
+    with serving(world, here, admission=False) as parts:
+        link, read = here / "deltas" / "copy", os.readlink
+        link.symlink_to("signs")
+
+        def read_late(path, *more, **options):
+            if Path(path) == link:
+                link.unlink(missing_ok=True)
+            return read(path, *more, **options)
+
+        monkeypatch.setattr(os, "readlink", read_late)
+        asked = parts.client.post("/v1/completions", json={"model": "copy", "prompt": "w5", "max_tokens": 1})
+        assert error_of(asked, 404)["code"] == "model_not_found" and not link.is_symlink()
 
 
 def test_what_was_put_is_there_after_a_restart(world, here):

@@ -179,14 +179,25 @@ def _has_files(services: Services, name: str) -> bool:
         return False
 
 
-def _discover(services: Services, name: str) -> bool:
+def may_be_found(services: Services, name: str) -> bool:
+    """Whether a name that is not known would become so when it is asked for, by the folder or link that has it."""
     try:
         folder = services.deltas / check_name(name)
-        if name in services.notes.put_away:
+        if name in services.notes.put_away or not (folder / MANIFEST_NAME).is_file():
             return False
-        if not (folder / MANIFEST_NAME).is_file() or folder.resolve().parent != services.deltas.resolve():
+        return folder.resolve().parent == services.deltas.resolve()
+    except (TenantError, OSError):  # no name of a tenant, or it is being removed
+        return False
+
+
+def _discover(services: Services, name: str) -> bool:
+    if not may_be_found(services, name):
+        return False
+    try:
+        services.store.register(name, services.deltas / name)  # policy looks at it when it is loaded
+        if name in services.notes.put_away:  # meanwhile, so that whoever did it did not find it known
+            services.store.remove(name)
             return False
-        services.store.register(name, folder)  # policy looks at it when it is loaded
     except TenantError:
         return False
     return True

@@ -134,8 +134,8 @@ def _card(services: Services, name: str) -> dict[str, Any]:
         raise NotFound(f"There is no delta {name[:140]!r}.", code="delta_not_found")
     try:
         source = services.store.source(name)
-        artifact = open_artifact(source.path)
-    except (ArtifactError, OSError, TenantError):  # its folder went away; what is in memory is served on
+        artifact, folder = open_artifact(source.path), source.path.resolve().name
+    except (ArtifactError, OSError, TenantError):  # its folder or link went away; what is in memory is served on
         return _state(services, name, stats) | {"artifact": None}
-    served = {"folder": source.path.resolve().name, "asked_planes": source.planes}
+    served = {"folder": folder, "asked_planes": source.planes}
     return _state(services, name, stats) | {"artifact": served | describe(artifact)}
