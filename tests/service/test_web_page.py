@@ -122,6 +122,23 @@ def test_the_status_is_for_administrators_and_counts_what_was_answered(live):
     assert after["fidelities"] == [[{"id": "signs-coarse", "planes": 1}, {"id": "signs", "planes": None}]]
 
 
+def test_names_that_were_put_for_one_artifact_are_its_fidelities(service_folder, tmp_path):
+    shutil.copytree(service_folder, tmp_path, dirs_exist_ok=True)
+    with (
+        opened_services(tmp_path) as services,
+        served(services, [status.router, deltas.router]) as live,
+        live.client() as client,
+    ):
+        put = client.put("/admin/deltas/signs-coarse", json={"path": "signs", "planes": 1})
+        assert put.status_code == 201, put.text
+        found = client.get("/admin/status").json()["fidelities"]
+        assert found == [[{"id": "signs-coarse", "planes": 1}, {"id": "signs", "planes": None}]]
+        link = tmp_path / "deltas" / "signs-coarse"
+        link.unlink()
+        link.symlink_to(link)  # leads nowhere
+        assert client.get("/admin/status").json()["fidelities"] == []
+
+
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")

@@ -44,9 +44,9 @@ def _fidelities(store: TenantPlaces, names: Iterable[str]) -> list[list[dict[str
     """Names that stand for one artifact at different numbers of sign planes, coarsest first; None is all planes."""
     found: defaultdict[Path, list[dict[str, Any]]] = defaultdict(list)
     for name in names:
-        with suppress(TenantError):  # it was removed meanwhile
+        with suppress(TenantError, OSError, RuntimeError):  # it was removed meanwhile, or its link leads in a circle
             source = store.source(name)
-            found[source.path].append({"id": name, "planes": source.planes})
+            found[source.path.resolve()].append({"id": name, "planes": source.planes})
     return [
         sorted(group, key=lambda one: (one["planes"] is None, one["planes"] or 0, one["id"]))
         for group in found.values()
