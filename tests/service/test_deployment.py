@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -21,10 +22,12 @@ from deltakeeper.artifact import open_artifact
 from deltakeeper.compress import compress
 from deltakeeper.engine.blocks import BLOCK
 from deltakeeper.engine.kv_cache import LayerShape
+from deltakeeper.live_base import open_base
 from deltakeeper.loopback import is_loopback
 from deltakeeper.overlay import attach
 from deltakeeper.service import health
 from deltakeeper.service.admission.policy import read_policy
+from deltakeeper.service.assembly import Plan, assembled
 from deltakeeper.service.guard import guarded_routes
 from deltakeeper.service.metrics import metrics_router
 from deltakeeper.service.server import _GOODBYE_SECONDS as GOODBYE
@@ -190,7 +193,7 @@ def test_manifests_refer_to_what_there_is():
     assert not CLUSTER["Service", "deltakeeper"]["spec"]["selector"].items() <= loader
 
 
-def test_the_ingress_speaks_tls_holds_no_stream_back_and_leads_to_what_keys_of_models_open():
+def test_the_ingress_speaks_tls_holds_no_stream_back_and_leads_to_the_service():
     ingress = CLUSTER["Ingress", "deltakeeper"]
     told = ingress["metadata"]["annotations"]
     assert told["nginx.ingress.kubernetes.io/proxy-buffering"] == "off" and told["nginx.org/proxy-buffering"] == "false"
@@ -205,7 +208,21 @@ def test_the_ingress_speaks_tls_holds_no_stream_back_and_leads_to_what_keys_of_m
     for path in rule["http"]["paths"]:
         found = path["backend"]["service"]
         assert found["name"] == service["metadata"]["name"] and found["port"]["name"] in ports
-    assert [path["path"] for path in rule["http"]["paths"]] == ["/v1", "/tokenize"]
+
+
+def test_the_ingress_leads_to_every_route_that_a_tenants_key_opens_and_to_no_other(service_folder, tmp_path):
+    (rule,) = CLUSTER["Ingress", "deltakeeper"]["spec"]["rules"]
+    ways = [(way["path"], way["pathType"]) for way in rule["http"]["paths"]]
+
+    def is_reached(path):
+        return any(path == way or (kind == "Prefix" and path.startswith(f"{way}/")) for way, kind in ways)
+
+    shutil.copytree(service_folder / "deltas", tmp_path / "deltas")
+    plan = Plan(tmp_path / "deltas", tmp_path / "state.db", tmp_path / "log", "base")
+    with assembled(open_base(service_folder / "base"), plan) as service:
+        routes = [(route.path, kind) for route, kind in guarded_routes(service.app.routes)]
+    assert ("/v1/load_lora_adapter", "manage") in routes
+    assert {path for path, _ in routes if is_reached(path)} == {path for path, kind in routes if kind == "ask"}
 
 
 @pytest.mark.parametrize("pod", [POD["spec"], CLUSTER["Pod", "loader"]["spec"]], ids=["service", "loader"])
