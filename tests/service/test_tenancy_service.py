@@ -103,6 +103,20 @@ def test_answers_are_charged_and_slots_come_back(running):
         assert ask(client, "signs", tokens=4).status_code == 200
 
 
+def test_tokens_are_counted_for_a_key_that_has_used_up_its_own(running):
+    live, gate = running
+    used, other = (gate.keys.create(name, "tenant", ["signs"]) for name in ("used", "other"))
+    gate.quotas.set(Quota("key", used.key.id, Limits(tokens_per_minute=4)))
+    gate.quotas.set(Quota("model", "signs", Limits(tokens_per_minute=100)))
+    gate.refresh()
+    with live.client(used.secret) as client, live.client(other.secret) as counting:
+        assert ask(client, "signs", tokens=4).status_code == 200
+        assert ask(client, "signs", tokens=4).status_code == 429
+        for one in (client, counting):
+            assert one.post("/tokenize", json={"model": "signs", "prompt": PROMPT}).status_code == 200
+    assert set(gate._meter._accounts["model", "signs"].tokens._levels) == {used.key.id}
+
+
 def test_keys_and_quotas_are_there_after_a_start(service_folder, tmp_path):
     place = tmp_path / "state.db"
     with service_with_state(service_folder, place) as (_, gate):

@@ -120,7 +120,7 @@ class StateGate:
 
     def check(self, principal: Principal, model: str, answers: int) -> None:
         """Refuse what `admit` would refuse, whatever the prompt; raises as it does."""
-        self._meter.check(principal.key_id, model, 1, answers)
+        self._meter.check(principal.key_id, model, min(1, answers), answers)  # tokens are for answers
 
     def withdraw(self, principal: Principal, model: str) -> None:
         """Give up the place of a request that passed `check` and is not admitted."""
