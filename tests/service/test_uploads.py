@@ -274,6 +274,22 @@ def test_an_artifact_stands_beside_no_other_statement_than_its_own(world, tmp_pa
         assert (at.deltas / ".removed" / "support-1.attestation.json").read_text() == "of another"
 
 
+def test_what_was_pushed_and_never_asked_can_be_unloaded(world, tmp_path):
+    load, unload = {"lora_name": "support", "lora_path": "support"}, "/v1/unload_lora_adapter"
+    question = {"model": "support", "prompt": "w5", "max_tokens": 2}
+    with service(world, tmp_path) as at:
+        assert put(at, "support", packed(world / "deltas" / "signs")).status_code == 201
+        assert at.client.post(unload, json={"lora_name": "support"}).status_code == 200
+        assert at.client.post("/v1/completions", json=question).status_code == 404
+        assert at.client.post(unload, json={"lora_name": "support"}).status_code == 404
+        assert at.client.post("/v1/load_lora_adapter", json=load).status_code == 200
+        assert at.client.post("/v1/completions", json=question).status_code == 200
+        assert at.client.post(unload, json={"lora_name": "support"}).status_code == 200
+        shutil.rmtree(at.deltas / "support")  # by hand, and something else is pushed under the name
+        assert put(at, "support", packed(world / "deltas" / "ranks")).status_code == 201
+        assert at.client.post("/v1/completions", json=question).status_code == 200
+
+
 def test_push_sends_an_artifact_with_its_statement_and_says_what_the_service_says(world, tmp_path, monkeypatch):
     source = tmp_path / "support"
     shutil.copytree(world / "deltas" / "signs", source)

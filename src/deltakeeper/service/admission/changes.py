@@ -15,6 +15,7 @@ from deltakeeper.errors import ArtifactError, DeltakeeperError, OversizedError, 
 from deltakeeper.service.admission.placing import find_artifact, link, remove
 from deltakeeper.service.errors import BadRequest, Conflict, NotFound, Refused, ServiceError, TooLarge, Unavailable
 from deltakeeper.service.running import Services
+from deltakeeper.service.tenants import may_be_found
 
 _SETTLE_SECONDS = 600.0
 """How long a load with its canary may take before the change is taken back."""
@@ -125,21 +126,22 @@ def forget(services: Services, name: str) -> None:
 def put_away(services: Services, name: str) -> None:
     """Serve a name no more until it is loaded again; its artifact stays where it is.
 
-    A name that is a link was given to the artifact by a load, so the link goes. A folder would make its name known
-    again when somebody asks for it, so it is noted that it may not, until the service starts anew.
+    A name that is a link was given to the artifact by a load, so the link goes. A folder would make its name known,
+    or known again, when somebody asks for it, so it is noted that it may not, until the service starts anew.
 
     Raises:
         NotFound: there is no such tenant.
         Conflict: it is being changed.
     """
-    if name not in services.store.names():
+    if name not in services.store.names() and not may_be_found(services, name):
         raise NotFound(f"There is no delta {name[:140]!r}.", code="delta_not_found")
     if (services.deltas / name).is_symlink():
         forget(services, name)
         return
     with alone(services, name):
         services.notes.put_away.add(name)
-        services.store.remove(name)
+        if name in services.store.names():
+            services.store.remove(name)
 
 
 @contextmanager

@@ -51,6 +51,7 @@ async def put_artifact(name: Annotated[str, Path(max_length=128)], request: Requ
                         raise Refused(told, code="not_admitted")
                 card = describe(artifact)
                 arrival.place()
+                services.notes.put_away.discard(name)  # it was the name of another
             finally:
                 await asyncio.to_thread(arrival.discard)
         except ClientDisconnect as error:
