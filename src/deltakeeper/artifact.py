@@ -20,6 +20,8 @@ from deltakeeper.safetensors_header import DTYPES
 MANIFEST_NAME = "delta_config.json"
 REPORT_NAME = "delta_report.json"
 CARD_NAME = "README.md"
+STATEMENT_SUFFIX = ".attestation.json"
+"""The statement of `deltas/support` is `deltas/support.attestation.json`: in the folder it would be an extra file."""
 SIDE_FILES = (
     "config.json",
     "generation_config.json",

@@ -260,7 +260,7 @@ def test_unknown_names_and_odd_names_are_refused(open_store, deltas, tmp_path):
             call("nobody")
     with pytest.raises(TenantError, match="no tenant 'nobody'"):
         store.replace("nobody", deltas / "one")
-    for name in ("", ".", "..", ".hidden", "a/b", "a b", "é", "a\n", "x" * 129, "../one"):
+    for name in ("", ".", "..", ".hidden", "a/b", "a b", "é", "a\n", "x" * 129, "../one", "a.attestation.json"):
         with pytest.raises(TenantError, match="cannot be the name of a tenant"):
             store.register(name, deltas / "one")
     store.register("x" * 128, deltas / "one")

@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from admission_parts import error_of, serving
@@ -14,6 +15,9 @@ from admission_parts import error_of, serving
 from deltakeeper.engine import Request
 from deltakeeper.service.admission import placing
 from deltakeeper.service.admission.placing import finish_links, link
+from deltakeeper.service.assembly import Plan, register_tenants
+from deltakeeper.service.cluster.catalog import Catalog
+from deltakeeper.service.tenancy.tenants import TenantRecord
 from deltakeeper.testing import write_tokenizer
 
 TEMPLATE = "{% for m in messages %}w9 {{ m['content'] }} {% endfor %}"
@@ -230,3 +234,13 @@ def test_a_link_that_was_cut_off_is_finished_at_the_next_start(world, here, monk
     (deltas / ".gone.coming").symlink_to("nowhere")
     assert finish_links(deltas) == [] and not list(deltas.glob(".*.coming"))
     assert json.loads((deltas / "signs" / "delta_config.json").read_text())
+
+
+def test_a_start_leaves_out_what_was_registered_under_a_name_that_no_tenant_may_have(tmp_path, caplog):
+    names = ["ranks.attestation.json", "signs"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    gate = SimpleNamespace(tenants=SimpleNamespace(all=lambda: [TenantRecord(name, name) for name in names]))
+    store = Catalog(tmp_path)
+    register_tenants(store, gate, Plan(tmp_path, tmp_path / "state.db", tmp_path / "log", "base"))
+    assert store.names() == ["signs"] and "ranks.attestation.json is left out" in caplog.text

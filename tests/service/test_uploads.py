@@ -274,6 +274,21 @@ def test_an_artifact_stands_beside_no_other_statement_than_its_own(world, tmp_pa
         assert (at.deltas / ".removed" / "support-1.attestation.json").read_text() == "of another"
 
 
+def test_a_name_that_is_that_of_a_statement_is_no_tenants_and_a_folder_that_has_it_stays(world, tmp_path):
+    name = "support.attestation.json"
+    with service(world, tmp_path) as at:
+        refused = put(at, name, packed(world / "deltas" / "ranks"))
+        assert refused.status_code == 400 and "signed statement" in refused.json()["error"]["message"]
+        shutil.copytree(world / "deltas" / "ranks", at.deltas / name)
+        asked = at.client.post("/v1/completions", json={"model": name, "prompt": "w5", "max_tokens": 2})
+        assert asked.status_code == 404
+        assert at.client.put(f"/admin/deltas/{name}").status_code == 400
+        assert put(at, "support", packed(world / "deltas" / "signs")).status_code == 201
+        assert left(at.deltas) == ["support", name]
+        assert at.client.delete("/admin/deltas/support").status_code == 200
+        assert left(at.deltas) == [".removed", name]
+
+
 def test_what_was_pushed_and_never_asked_can_be_unloaded(world, tmp_path):
     load, unload = {"lora_name": "support", "lora_path": "support"}, "/v1/unload_lora_adapter"
     question = {"model": "support", "prompt": "w5", "max_tokens": 2}

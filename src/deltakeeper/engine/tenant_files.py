@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from deltakeeper.artifact import MANIFEST_NAME, DeltaArtifact
+from deltakeeper.artifact import MANIFEST_NAME, STATEMENT_SUFFIX, DeltaArtifact
 from deltakeeper.errors import BaseMismatchError, TenantError
 from deltakeeper.layouts import LAYOUTS, Layout
 from deltakeeper.manifest import TensorRecord
@@ -48,11 +48,17 @@ def check_name(name: str) -> str:
     """The name itself, if a tenant may have it.
 
     Raises:
-        TenantError: it is not 1 to 128 of the characters A-Z a-z 0-9 . _ - or it starts with a dot.
+        TenantError: it is not 1 to 128 of the characters A-Z a-z 0-9 . _ - or it starts with a dot, or it is that of
+            a signed statement.
     """
     if not _NAME.fullmatch(name):
         raise TenantError(
             f"{name[:140]!r} cannot be the name of a tenant; use 1 to 128 of A-Z a-z 0-9 . _ - and no dot in front."
+        )
+    if name.endswith(STATEMENT_SUFFIX):
+        raise TenantError(
+            f"'{name}' cannot be the name of a tenant, since it is that of a signed statement; give one that does not "
+            f"end in {STATEMENT_SUFFIX}."
         )
     return name
 

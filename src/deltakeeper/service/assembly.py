@@ -217,7 +217,11 @@ def register_tenants(store: TenantPlaces, gate: StateGate, plan: Plan) -> None:
     for record in gate.tenants.all():
         folder = plan.deltas / record.folder
         if folder.is_dir():
-            store.register(record.name, folder, planes=record.planes)
+            try:
+                store.register(record.name, folder, planes=record.planes)
+            except TenantError as error:  # an earlier version let it have this name
+                _log.warning("tenant %s is left out: %s", record.name, error)
+                continue
             if record.manifest_sha256 not in (None, _manifest_hash(folder)):
                 _log.warning(
                     "tenant %s was registered with another artifact than the one that is in %s now; that one is served "

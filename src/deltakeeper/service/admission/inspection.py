@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.artifact import DeltaArtifact
+from deltakeeper.artifact import STATEMENT_SUFFIX, DeltaArtifact
 from deltakeeper.attestation import Statement, verify_statement
 from deltakeeper.attestation.statement import Measured
 from deltakeeper.errors import AttestationError
 from deltakeeper.layouts import Signs
-from deltakeeper.service.admission.policy import STATEMENT_SUFFIX, AttestationRules, PolicyFile
+from deltakeeper.service.admission.policy import AttestationRules, PolicyFile
 from deltakeeper.service.admission_port import Verdict
 
 _PART = re.compile(r"\+(?=[a-z])")  # a sum of codecs is spelled a+b, and a setting may hold 1e+2

@@ -97,7 +97,8 @@ def remove(deltas: Path, name: str) -> Callable[[], None]:
             real = place.resolve()
             if others := sorted(p.name for p in deltas.iterdir() if p.is_symlink() and p.resolve() == real):
                 raise Conflict(f"'{others[0]}' stands for the same artifact as '{name}'; remove that name first.")
-        moved = _put_among_removed(deltas, [path for path in (place, statement_of(place)) if path.exists()], name)
+        there = [place] if place.exists() else []
+        moved = _put_among_removed(deltas, [*there, *_statements(place)], name)
     except OSError as error:
         raise unwritable(error) from error
     return moved
@@ -105,8 +106,12 @@ def remove(deltas: Path, name: str) -> Callable[[], None]:
 
 def set_statement_aside(deltas: Path, name: str) -> Callable[[], None]:
     """Move a statement without its artifact among the removed ones; gives what takes that back; raises OSError."""
-    statement = statement_of(deltas / name)
-    return _put_among_removed(deltas, [statement] if statement.exists() else [], name)
+    return _put_among_removed(deltas, _statements(deltas / name), name)
+
+
+def _statements(place: Path) -> list[Path]:
+    """The statement beside an artifact, if there is one: a folder of that name is none."""
+    return [path for path in [statement_of(place)] if path.is_file()]
 
 
 def _put_among_removed(deltas: Path, paths: Sequence[Path], name: str) -> Callable[[], None]:

@@ -15,9 +15,6 @@ from deltakeeper.errors import DataError
 from deltakeeper.evals.judges.settings import Settings, check, parse_mapping, read_bytes
 from deltakeeper.layouts import LAYOUTS
 
-STATEMENT_SUFFIX = ".attestation.json"
-"""The statement of `deltas/support` is `deltas/support.attestation.json`: in the folder it would be an extra file."""
-
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
