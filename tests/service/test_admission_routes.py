@@ -73,17 +73,23 @@ def test_a_delta_is_put_shown_listed_and_deleted(world, here):
         assert (here / "deltas" / ".removed" / "signs-1" / "delta_config.json").is_file()
 
 
+def remove_before_it_is_read(link, monkeypatch):
+    """The link itself, which goes when somebody has seen that it is one and reads where it leads."""
+    read = os.readlink
+
+    def read_late(path, *more, **options):
+        if Path(path) == link:
+            link.unlink(missing_ok=True)
+        return read(path, *more, **options)
+
+    monkeypatch.setattr(os, "readlink", read_late)
+    return link
+
+
 def test_a_delta_whose_link_goes_while_it_is_shown_is_shown_without_its_artifact(world, here, monkeypatch):
     with serving(world, here, admission=False) as parts:
         assert parts.client.put("/admin/deltas/copy", json={"path": "signs", "load": False}).status_code == 201
-        link, read = here / "deltas" / "copy", os.readlink
-
-        def read_late(path, *more, **options):
-            if Path(path) == link:
-                link.unlink(missing_ok=True)
-            return read(path, *more, **options)
-
-        monkeypatch.setattr(os, "readlink", read_late)
+        link = remove_before_it_is_read(here / "deltas" / "copy", monkeypatch)
         shown = parts.client.get("/admin/deltas/copy")
         assert (shown.status_code, shown.json().get("artifact", 0)) == (200, None)
         assert not link.is_symlink()
@@ -91,15 +97,8 @@ def test_a_delta_whose_link_goes_while_it_is_shown_is_shown_without_its_artifact
 
 def test_a_model_whose_link_goes_while_it_is_looked_for_is_not_there(world, here, monkeypatch):
     with serving(world, here, admission=False) as parts:
-        link, read = here / "deltas" / "copy", os.readlink
+        link = remove_before_it_is_read(here / "deltas" / "copy", monkeypatch)
         link.symlink_to("signs")
-
-        def read_late(path, *more, **options):
-            if Path(path) == link:
-                link.unlink(missing_ok=True)
-            return read(path, *more, **options)
-
-        monkeypatch.setattr(os, "readlink", read_late)
         asked = parts.client.post("/v1/completions", json={"model": "copy", "prompt": "w5", "max_tokens": 1})
         assert error_of(asked, 404)["code"] == "model_not_found" and not link.is_symlink()
 
