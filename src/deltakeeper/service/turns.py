@@ -47,21 +47,25 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
+            if not turn.cancelled():  # it came at this moment
+                self.give()
+            elif turn in line:  # `give` has not passed over it
                 line.remove(turn)
                 if not line:
                     del self._lines[holder]
-            else:  # it came at this moment
-                self.give()
             raise
 
     def give(self) -> None:
         """End a turn; the next one begins."""
-        self._taken = bool(self._lines)
-        if self._taken:
-            holder, line = next(iter(self._lines.items()))
-            del self._lines[holder]
-            turn = line.popleft()
+        while self._lines:
+            holder = next(iter(self._lines))
+            line = self._lines.pop(holder)
+            while line and line[0].done():  # whoever waited has gone, and does not know it before the loop's next round
+                line.popleft()
             if line:
-                self._lines[holder] = line  # behind the others
-            turn.set_result(None)
+                turn = line.popleft()
+                if line:
+                    self._lines[holder] = line  # behind the others
+                turn.set_result(None)
+                return
+        self._taken = False
