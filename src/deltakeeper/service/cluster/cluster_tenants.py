@@ -15,6 +15,7 @@ from deltakeeper.errors import TenantError
 from deltakeeper.service.cluster.catalog import Catalog
 from deltakeeper.service.cluster.failures import ReplicaLostError, error_of
 from deltakeeper.service.cluster.messages import Failure, Loaded, Place, Told
+from deltakeeper.service.cluster.shared_work import share
 from deltakeeper.service.cluster.totals import store_totals, tenant_totals
 from deltakeeper.service.cluster.watch import Watch
 
@@ -113,12 +114,12 @@ class ClusterTenants:
         """Have a tenant loaded by the replica that its requests go to; the future gives its version.
 
         The future raises what the load failed with there (ArtifactError, OverlayError, TenantError, Refused), and
-        TenantError where every replica that was asked was lost.
+        TenantError where every replica that was asked was lost. It cannot be cancelled.
 
         Raises:
             TenantError: the name is unknown.
         """
-        return self._load(self._catalog.place(name))
+        return share(self._load(self._catalog.place(name)))  # all who ask for the model wait for the same load
 
     def register(self, name: str, path: Path, *, planes: int | None = None) -> None:
         """See `Catalog.register`."""

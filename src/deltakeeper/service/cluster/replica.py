@@ -36,6 +36,7 @@ from deltakeeper.service.cluster.messages import (
     Report,
     Told,
 )
+from deltakeeper.service.cluster.shared_work import share
 from deltakeeper.service.engine_room import opened_room
 
 _PAUSE = 0.02
@@ -182,7 +183,7 @@ class Replica:
         """See to it that a name stands here for what it stands for at the ingress, or for something later."""
         turning = await asyncio.to_thread(self._turn, place)
         if turning is not None:
-            await asyncio.wrap_future(turning)
+            await asyncio.wrap_future(share(turning))  # other requests wait for it too
 
     def _turn(self, place: Place) -> Future[str] | None:
         name = place.name
