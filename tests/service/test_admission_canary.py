@@ -337,7 +337,7 @@ def test_a_line_that_could_not_be_written_whole_leaves_no_trace(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(decisions, "_write_all", torn)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(Unavailable, match="cannot be written down"):
             log.write(Decision("b", "admitted"), "p")
     assert (tmp_path / "log.jsonl").read_bytes() == before and log.latest("b") is None
     assert log.write(Decision("b", "admitted"), "p")

@@ -11,6 +11,7 @@ from deltakeeper.engine.stream import Stream
 from deltakeeper.service.cluster.failures import ReplicaLostError
 from deltakeeper.service.cluster.feeding import LOST, Tally, feed, reproducible
 from deltakeeper.service.cluster.messages import Asked, Ended, Piece, Place, Told
+from deltakeeper.service.errors import Unavailable
 
 WHOLE = tuple(Token(at, f"w{at} ", None) for at in range(6))
 
@@ -106,6 +107,16 @@ def test_a_failure_of_the_replica_itself_is_passed_on_with_what_policy_said():
     ended = Ended("error", error="it is not admitted.", told=said)
     found, stream, tally, told = run(Script([Piece(ended=ended)]))
     assert (found.error, stream.code, told, tally) == ("it is not admitted.", None, [said], Tally())
+
+
+def test_a_failure_stays_what_it_is_where_what_policy_said_cannot_be_noted():
+    def listen(told):
+        raise Unavailable("It cannot be written down.")
+
+    stream, asked = Stream("id", 4), Asked(Request((1, 2), "signs"), Place("signs", "x", None, 1))
+    script = Script([Piece(ended=Ended("error", error="it is not admitted.", told=Told("r0")))])
+    asyncio.run(feed(stream, asked, script, tries=1, unchanged=lambda asked: True, tally=Tally(), listen=listen))
+    assert stream.completion().error == "it is not admitted."
 
 
 def test_whoever_draws_without_a_seed_gets_one_so_that_there_is_one_answer():

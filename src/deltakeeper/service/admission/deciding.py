@@ -250,14 +250,7 @@ class PolicyAdmission:
     def _logged(self, decision: Decision) -> Decision:
         with self._standing.lock:
             self._standing.passed_over.pop(decision.name, None)
-        try:
-            self.log.write(decision, self.file.sha256)
-        except OSError as error:
-            raise Unavailable(
-                f"The decision on '{decision.name}' cannot be written down ({error.strerror}), and holds only then; "
-                "ask again when the log of decisions can be written.",
-                retry_after=5.0,
-            ) from error
+        self.log.write(decision, self.file.sha256)
         return decision
 
     def _pass_over(self, name: str) -> None:

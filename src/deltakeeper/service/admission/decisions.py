@@ -18,11 +18,13 @@ from fastapi import APIRouter, Query, Request
 
 from deltakeeper.errors import DataError
 from deltakeeper.service.admission_port import Decision
+from deltakeeper.service.errors import Unavailable
 from deltakeeper.service.guard import require
 
 KEPT = 1000
 """Latest decisions that are kept in memory to be asked for; all of them are in the file."""
 _START = "0" * 64
+_RETRY_SECONDS = 5.0
 
 
 class DecisionLog:
@@ -70,7 +72,7 @@ class DecisionLog:
             policy: hash of the policy file.
 
         Raises:
-            OSError: it could not be written, so nothing was decided.
+            Unavailable: it could not be written, so nothing was decided.
         """
         with self._lock:
             if self._last.get(decision.name) == decision:
@@ -78,13 +80,14 @@ class DecisionLog:
             at = self._now().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             entry = {"number": self._number + 1, "at": at, "policy": policy, **asdict(decision)}
             line = json.dumps({**entry, "previous": self._previous}, ensure_ascii=True, allow_nan=False).encode()
-            before = os.fstat(self._file).st_size
             try:
-                _write_all(self._file, line + b"\n")
-                os.fsync(self._file)
-            except OSError:
-                os.ftruncate(self._file, before)  # the start of a line would join the next one
-                raise
+                self._append(line + b"\n")
+            except OSError as error:
+                raise Unavailable(
+                    f"The decision on '{decision.name}' cannot be written down ({error.strerror}), and holds only "
+                    "then; ask again when the log of decisions can be written.",
+                    retry_after=_RETRY_SECONDS,
+                ) from error
             self._previous, self._number = hashlib.sha256(line).hexdigest(), self._number + 1
             self._recent.append(entry)
             self._last[decision.name] = decision
@@ -111,6 +114,15 @@ class DecisionLog:
     def close(self) -> None:
         """Let another process write."""
         os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        before = os.fstat(self._file).st_size
+        try:
+            _write_all(self._file, line)
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, before)  # the start of a line would join the next one
+            raise
 
     def _take_up(self, path: Path) -> None:
         """Go on after the last whole line; what follows it was never said to be written."""

@@ -37,7 +37,11 @@ class Gathered:
         self._seen: dict[str, int] = {}
 
     def listen(self, told: Told) -> None:
-        """Take in what a replica's log has that was not told before."""
+        """Take in what a replica's log has that was not told before.
+
+        Raises:
+            Unavailable: it cannot be written down now; the rest counts as not told yet.
+        """
         with self._lock:
             seen = self._seen.get(told.replica, 0)
             for number, decision in told.decisions:

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
 from deltakeeper.engine import Request
@@ -18,6 +18,7 @@ from deltakeeper.engine.stream import Stream
 from deltakeeper.service.cluster.calls import Replicas
 from deltakeeper.service.cluster.failures import ReplicaLostError
 from deltakeeper.service.cluster.messages import Asked, Piece, Told
+from deltakeeper.service.errors import Unavailable
 
 _log = logging.getLogger("deltakeeper.service")
 
@@ -80,7 +81,8 @@ async def feed(
                         return
                     if (end := piece.ended) is not None:
                         if end.told is not None:
-                            listen(end.told)
+                            with suppress(Unavailable):  # it comes again with the replica's next report
+                                listen(end.told)
                         stream.end(end.reason, stop=end.stop, error=end.error)
                         return
             raise ReplicaLostError("the replica's answer broke off.")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from deltakeeper.errors import EngineError
 from deltakeeper.service.cluster.calls import Replicas
 from deltakeeper.service.cluster.messages import Report, Told
+from deltakeeper.service.repeats import Repeats
 
 _log = logging.getLogger("deltakeeper.service")
 _T = TypeVar("_T")
@@ -28,13 +29,13 @@ class Watch:
 
     Args:
         replicas: which are asked.
-        listen: told of the decisions in each report.
+        listen: told of the decisions in each report; what it fails with is logged, and ends nothing.
     """
 
     def __init__(self, replicas: Replicas, listen: Callable[[Told], None] = lambda told: None) -> None:
         self.replicas = replicas
         self.loop = asyncio.new_event_loop()
-        self._listen = listen
+        self._listen, self._repeats = listen, Repeats()
         self._lock = threading.Lock()
         self._live: dict[str, Report] = {}
         self._gone: dict[str, Report] = {}
@@ -83,7 +84,11 @@ class Watch:
     def take(self, reports: list[Report]) -> None:
         """What all replicas that run have said; those that are not among them are gone."""
         for report in reports:
-            self._listen(report.told)
+            try:
+                self._listen(report.told)
+            except Exception as error:  # the next report tells them again
+                why, told = f"{type(error).__name__}: {error}", "decisions of replica %s were not taken in: %s"
+                self._repeats.log(_log, logging.ERROR, report.replica, why, told, report.replica, why)
         with self._lock:
             now = {report.replica: report for report in reports}
             for name, report in self._live.items():
@@ -99,11 +104,10 @@ class Watch:
         """Ask all replicas for reports now; on the loop."""
         try:
             reports = await self.replicas.reports()
+            if reports is not None:
+                self.take(reports)
         except Exception:
             _log.exception("the replicas could not be asked for reports")
-            return
-        if reports is not None:
-            self.take(reports)
 
     async def _ask(self) -> None:
         while True:
