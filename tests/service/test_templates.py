@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import threading
 import time
 from pathlib import Path
@@ -12,8 +13,10 @@ from service_cases import OTHER_TEMPLATE, opened_services, served, write_service
 
 from deltakeeper.live_base import open_base
 from deltakeeper.service import templates
+from deltakeeper.service.errors import Unavailable
 from deltakeeper.service.settings import ServiceSettings
 from deltakeeper.service.templates import TemplateEndedError, TemplateError, Templates
+from deltakeeper.service.texts import Words
 
 TURNS = [
     {"role": "user", "content": "w5 w6"},
@@ -119,6 +122,23 @@ def test_a_process_that_does_not_start_is_told_to_the_operator(base, rendering, 
         with pytest.raises(TemplateError, match="cannot be rendered now"):
             rendering.render(stranger(base, "w1"), TURNS)
     assert "nowhere.py" in caplog.text and not rendering._running
+
+
+def test_a_machine_without_room_for_a_process_is_told_to_ask_again(base, rendering, monkeypatch, caplog):
+    words = Words(stranger(base, "w1"), templates=rendering)
+
+    def full(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(templates.subprocess, "Popen", full)
+        rendering.start()  # when the words of a tenant are read, which need no template yet
+        for _ in range(3):  # no more than there are workers would also be found by one that is not given back
+            with pytest.raises(Unavailable) as told:
+                words.encode_chat(TURNS)
+            assert (told.value.code, told.value.retry_after) == ("template_ended", templates._RESTART_SECONDS)
+    assert "temporarily unavailable" in caplog.text
+    assert words.encode_chat(TURNS) == words.encode("w1", special=False)
 
 
 def test_no_process_is_left(base):

@@ -148,17 +148,25 @@ class Templates:
 
 
 class _Worker:
-    """One process; it is started with the first request and ends with the first that goes past its limits."""
+    """One process; it is started with the first request and ends with the first that goes past its limits.
+
+    Raises:
+        TemplateEndedError: none can be started now.
+    """
 
     def __init__(self, running: set[subprocess.Popen[bytes]]) -> None:
         self._running = running
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(_CPU_SECONDS), str(_MEMORY)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"HF_HUB_OFFLINE": "1"},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_WORKER), str(_CPU_SECONDS), str(_MEMORY)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"HF_HUB_OFFLINE": "1"},
+            )
+        except OSError as error:  # no more processes, files or memory
+            _log.error("no chat template of a tenant can be rendered: no process can be started (%s)", error)
+            raise TemplateEndedError("it cannot be rendered now", _RESTART_SECONDS) from error
         running.add(self._process)
         self._started = False
 
