@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
+import resource
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -139,6 +142,15 @@ def test_a_machine_without_room_for_a_process_is_told_to_ask_again(base, renderi
             assert (told.value.code, told.value.retry_after) == ("template_ended", templates._RESTART_SECONDS)
     assert "temporarily unavailable" in caplog.text
     assert words.encode_chat(TURNS) == words.encode("w1", special=False)
+
+
+def test_a_service_with_a_thousand_open_streams_renders_too(base, rendering):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1100:
+        pytest.skip("a process may not open so many files here")
+    with ExitStack() as opened:
+        for _ in range(1050):
+            opened.enter_context(Path(os.devnull).open())
+        assert rendering.render(stranger(base, OTHER_TEMPLATE), TURNS)
 
 
 def test_no_process_is_left(base):

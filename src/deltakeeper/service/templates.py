@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -210,12 +210,14 @@ class _Worker:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         end, found = time.monotonic() + _WALL_SECONDS, bytearray()
-        while not found.endswith(b"\n"):
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))
-            piece = os.read(self._process.stdout.fileno(), 1 << 20) if ready else b""
-            if not piece:
-                raise TimeoutError
-            found += piece
+        with selectors.PollSelector() as pipe:  # takes descriptors of any number, beside a thousand open streams
+            pipe.register(self._process.stdout, selectors.EVENT_READ)
+            while not found.endswith(b"\n"):
+                ready = pipe.select(max(0.0, end - time.monotonic()))
+                piece = os.read(self._process.stdout.fileno(), 1 << 20) if ready else b""
+                if not piece:
+                    raise TimeoutError
+                found += piece
         answer: dict[str, Any] = json.loads(found)
         return answer
 
