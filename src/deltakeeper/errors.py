@@ -77,6 +77,14 @@ class UnusableError(TenantError):
     """A tenant is not loaded again for a while, since its last load failed for what its files are or for its size."""
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether something went wrong, rather than that somebody wants the work to stop.
+
+    A library in Rust gives up on its input with a panic, which Python sees as a `PanicException`: no `Exception`.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def is_lasting(error: BaseException | None) -> bool:
     """Whether a delta failed for what it is or for its size: no waiting helps then, only other files or more memory.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,13 @@ def tokenizers(base: Any, deltas: Mapping[str, TenantDelta]) -> dict[str | None,
     }
 
 
+def has_tokenizer(files: Iterable[str]) -> bool:
+    """Whether a delta's side files bring a tokenizer, and not at most a template for the base's."""
+    return not set(_TOKENIZER_FILES).isdisjoint(files)
+
+
 def _tokenizer(base: Any, folder: Path, files: Mapping[str, str]) -> Any:
-    if set(_TOKENIZER_FILES) & set(files):
+    if has_tokenizer(files):
         from transformers import AutoTokenizer
 
         with checked_copy(folder, files) as copied, reading(f"the tokenizer in {folder}"):

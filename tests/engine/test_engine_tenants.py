@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from deltakeeper.compress import compress
 from deltakeeper.engine import Engine, FixedTenants, Request, Sampling
 from deltakeeper.engine import sequence as sequence_module
 from deltakeeper.engine.store import TenantStore
-from deltakeeper.errors import TenantError
+from deltakeeper.errors import EngineError, TenantError
 from deltakeeper.overlay import attach
 from deltakeeper.testing import write_pair
 
@@ -210,6 +211,71 @@ def test_a_broken_tenant_fails_alone(overlay, fixed, expected):
     assert broken.finish_reason == "error" and "out of luck" in broken.error
     assert list(first.tokens) == expected["a"]
     assert list(last.tokens) == expected[None]
+
+
+class PanicException(BaseException):
+    """What a library in Rust raises is no `Exception`."""
+
+
+class Words:
+    """A tokenizer that fails with its `failing`th text, if any."""
+
+    def __init__(self, failing=None, error=None):
+        self._left, self._error = failing, error
+
+    def decode(self, ids, **settings):
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                raise self._error
+        return " ".join(str(token) for token in ids)
+
+
+def speaking(engine, fixed, **words):
+    """Let the base and the tenants of an engine speak, some in words of their own."""
+    sides, own = engine._sides, {fixed.acquire(name).version: tokenizer for name, tokenizer in words.items()}
+    sides.base = replace(sides.base, tokenizer=Words())
+    real = sides.get
+    sides.get = lambda version, delta: replace(real(version, delta), tokenizer=own.get(version, Words()))
+
+
+@pytest.mark.parametrize("error", [ValueError("out of luck"), PanicException("out of luck")], ids=["error", "panic"])
+@pytest.mark.parametrize("failing", [1, 2, 7], ids=["admission", "first token", "later"])
+def test_a_tokenizer_that_fails_ends_only_its_own_request(overlay, fixed, expected, failing, error):
+    requests = [Request(PROMPT, tenant=tenant, max_new_tokens=12) for tenant in ("a", "b", None, "c")]
+    with engine_of(overlay, fixed) as engine:
+        speaking(engine, fixed)
+        whole = engine.generate(requests)
+    with engine_of(overlay, fixed, prefix_sharing=False) as engine:
+        speaking(engine, fixed, b=Words(failing, error))
+        engine.start()
+        streams = [engine.submit(request) for request in requests]
+        found = [stream.result() for stream in streams]
+        again = engine.generate(requests[:1])
+        assert engine.alive and engine.stats().kv_blocks_used == 0
+    broken = found.pop(1)
+    assert broken.finish_reason == "error" and "tenant" in broken.error and "out of luck" in broken.error
+    assert whole.pop(1).tokens[: len(broken.tokens)] == broken.tokens
+    assert [(one.tokens, one.text) for one in found] == [(one.tokens, one.text) for one in whole]
+    assert list(again[0].tokens) == list(found[0].tokens) == expected["a"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [PanicException("out of luck"), GeneratorExit("out of luck")])
+def test_a_thread_that_ends_leaves_nobody_waiting(overlay, fixed, error):
+    def fail():
+        raise error
+
+    with engine_of(overlay, fixed) as engine:
+        engine._core.step = fail
+        stream = engine.submit(Request(PROMPT, max_new_tokens=12))
+        engine.start()
+        assert stream.get(timeout=10) is None
+        answer = stream.completion()
+        assert answer.finish_reason == "error" and "out of luck" in answer.error
+        assert not engine.alive
+        with pytest.raises(EngineError, match="out of luck"):
+            engine.submit(Request(PROMPT))
 
 
 def test_fixed_tenants_know_their_names(fixed):

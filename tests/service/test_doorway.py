@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 
 import pytest
@@ -37,6 +38,15 @@ async def managed():
 @extra.post("/broken", dependencies=[require("ask")])
 async def broken(body: dict):
     raise RuntimeError("a reason with a secret in it")
+
+
+class PanicException(BaseException):
+    """What a library in Rust raises is no `Exception`."""
+
+
+@extra.post("/panicking", dependencies=[require("ask")])
+async def panicking(body: dict):
+    raise PanicException("a reason with a secret in it")
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +162,7 @@ def test_request_ids_that_are_none_are_made(live):
         ("GET", "/v1/models/", 404, "NotFoundError"),
         ("POST", "/v1/completions", 400, "BadRequestError"),
         ("POST", "/extra/broken", 500, "InternalServerError"),
+        ("POST", "/extra/panicking", 500, "InternalServerError"),
     ],
 )
 def test_every_error_is_openais_json(live, caplog, method, path, status, kind):
@@ -268,15 +279,21 @@ def test_what_is_not_http_is_answered_and_harms_nobody(live):
         assert client.get("/health").status_code == 200
 
 
-def test_a_body_that_is_no_http_is_no_failure_of_the_service(live, caplog):
+@pytest.mark.parametrize("kind", [b"", b"Content-Type: application/json\r\n"], ids=["unread", "read"])
+def test_a_body_that_is_no_http_is_no_failure_of_the_service(live, caplog, monkeypatch, kind):
+    caplog.set_level("INFO", "deltakeeper.service")
+    server_log = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(server_log, "handlers", [caplog.handler])  # what it says goes to a handler of its own
     host, port = live.server.servers[0].sockets[0].getsockname()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer all\r\n"
     with socket.create_connection((host, port), timeout=5) as peer:
-        peer.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n")
+        peer.sendall(head + kind + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n")
         assert peer.recv(65536).startswith(b"HTTP/1.1 4")
+    wait_until(lambda: "POST /v1/completions -> " in caplog.text, seconds=4)  # not only when patience ends
     with live.client() as client:
         assert client.get("/health").status_code == 200
-    assert "Traceback" not in caplog.text
+    assert ("its body is no HTTP" in caplog.text) == (not kind) and "Invalid HTTP request received" in caplog.text
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_the_document_says_that_errors_are_json(live):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 from admission_parts import PROMPTS, error_of, serving
 from service_cases import wait_until
+from transformers import ByT5Tokenizer
 
-from deltakeeper.errors import OversizedError, UnreadableError
+from deltakeeper.errors import OversizedError, SideFileError, TenantError, UnreadableError
 from deltakeeper.service import templates
 from deltakeeper.service.admission import deciding
+from deltakeeper.service.tenant_text import try_words
+from deltakeeper.service.texts import Words
 from deltakeeper.testing import write_tokenizer
 
 LENIENT = {"refusals_at_least": 0.0, "broken_at_most": 1.0}
@@ -22,6 +27,14 @@ FAULTS = {
     "sampling": ("generation_config.json", '{"temperature": -1}'),
     "ends": ("generation_config.json", '{"eos_token_id": "x"}'),
 }
+STRIPS = [  # of a word in which nothing is left it takes a letter too many
+    {"type": "Replace", "pattern": {"Regex": "[0-9]+"}, "content": "w"},
+    {"type": "Strip", "content": "w", "start": 0, "stop": 9},
+]
+PANICS = {
+    "decoder": {"decoder": {"type": "Sequence", "decoders": STRIPS}},
+    "pre_tokenizer": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+}
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 FAILING = "{{ raise_exception('no such role') }}"
 
@@ -29,6 +42,14 @@ FAILING = "{{ raise_exception('no such role') }}"
 def spoil(here, fault, name="signs"):
     file, text = FAULTS[fault]
     (here / "deltas" / name / file).write_text(text)
+    return file
+
+
+def reword(here, name="signs", **parts):
+    """Give a delta a tokenizer of its own, with these parts in its file."""
+    write_tokenizer(here / "deltas" / name)
+    file = here / "deltas" / name / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | parts))
     return file
 
 
@@ -58,6 +79,67 @@ def test_files_that_cannot_be_used_are_422_with_the_reason_for_the_operator(worl
         assert ("tokenizer in" if fault == "tokenizer" else file) in card["reason"]
         assert "signs" not in listed(parts) and complete(parts, "ranks").status_code == 200
         assert parts.store.stats().resident_bytes == parts.store.stats().tenants["ranks"].resident_bytes
+
+
+@pytest.mark.parametrize("panics", PANICS)
+def test_a_tokenizer_that_panics_at_its_first_word_is_kept_out(world, here, panics):
+    reword(here, **PANICS[panics])
+    with serving(world, here, admission=False) as parts:
+        assert error_of(complete(parts), 422)["code"] == "model_unusable"
+        card = parts.client.get("/admin/deltas/signs").json()
+        assert card["unusable"] and "tokenizer in" in card["reason"]
+        assert complete(parts, "ranks").status_code == complete(parts, "base").status_code == 200
+
+
+def test_a_tokenizer_without_text_for_a_token_that_its_model_may_say_is_kept_out(tmp_path):
+    tokenizer = ByT5Tokenizer(extra_ids=0)  # it knows 259 tokens, and raises at any further one
+    try_words(tokenizer, SimpleNamespace(side_folder=tmp_path, vocabulary=259))
+    with pytest.raises(SideFileError, match="the tokenizer in"):
+        try_words(tokenizer, SimpleNamespace(side_folder=tmp_path, vocabulary=260))
+
+
+def test_a_prompt_that_only_its_own_tokenizer_does_not_take_is_422(world, here, caplog):
+    file = reword(here)
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["unk_token"] = "<none>"
+    file.write_text(json.dumps(tokenizer))
+    with serving(world, here, admission=False) as parts:
+        assert complete(parts).status_code == 200
+        for route in ("/v1/completions", "/tokenize"):
+            asked = parts.client.post(route, json={"model": "signs", "prompt": "w1 unheard"})
+            assert error_of(asked, 422)["code"] == "model_unusable" and "Retry-After" not in asked.headers
+            assert str(here) not in asked.text
+        assert complete(parts).status_code == 200
+    assert f"the tokenizer in {here / 'deltas' / 'signs'} cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [("panic", SideFileError), (ValueError("x"), SideFileError), (MemoryError(), TenantError)]
+)
+def test_every_use_of_a_tenants_own_words_says_whose_fault_it_is(tmp_path, error, raised):
+    class PanicException(BaseException):
+        pass
+
+    error = PanicException("index out of bounds") if error == "panic" else error
+
+    class Broken:
+        chat_template = None
+
+        def __call__(self, text, **settings):
+            if text:
+                raise error
+            return {"input_ids": []}
+
+        def decode(self, ids, **settings):
+            raise error
+
+        convert_ids_to_tokens = decode
+
+    for folder, expected in ((tmp_path, raised), (None, type(error))):
+        words = Words(Broken(), folder=folder)
+        for use, given in ((words.encode, "w1"), (words.decode, [1]), (words.spell, [1]), (words.show, 1)):
+            with pytest.raises(expected):
+                use(given)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -19,7 +19,7 @@ from deltakeeper.engine.settings import EngineSettings
 from deltakeeper.engine.stats import Counters
 from deltakeeper.engine.stream import FinishReason
 from deltakeeper.engine.text_side import TextSides
-from deltakeeper.errors import DeltakeeperError, EngineError, TenantError
+from deltakeeper.errors import DeltakeeperError, EngineError, TenantError, is_failure
 
 _FAILURES = 8
 """Passes that may fail in a row before the engine gives up."""
@@ -124,11 +124,19 @@ class Core:
         logprobs = answers.logprobs
         for index, (sequence, token) in enumerate(zip(answers.sequences, answers.tokens, strict=True)):
             if token == NOT_NUMBERS:
-                whose = "the base" if sequence.request.tenant is None else f"tenant {sequence.request.tenant!r}"
-                self.end(sequence, "error", error=f"the logits of {whose} are not numbers; check its weights.")
+                self.end(
+                    sequence, "error", error=f"the logits of {_whose(sequence)} are not numbers; check its weights."
+                )
                 continue
             self.counters.answer_tokens += 1
-            end = deliver(sequence, token, None if logprobs is None else logprobs[index])
+            try:
+                end = deliver(sequence, token, None if logprobs is None else logprobs[index])
+            except BaseException as error:  # a tenant's own tokenizer may fail in any way, and ends no other's answer
+                if not is_failure(error):
+                    raise
+                told = f"token {token} of {_whose(sequence)} has no text ({error!r}); check its tokenizer."
+                self.end(sequence, "error", error=told)
+                continue
             if end is not None:
                 self.end(sequence, end.reason, end.stop)
 
@@ -154,9 +162,11 @@ class Core:
                     f"{text.vocabulary} tokens; use its tokenizer."
                 )
             sequence.admit(pin, text)
-        except Exception as error:
+        except BaseException as error:
             if pin is not None:
                 pin.release()
+            if not is_failure(error):
+                raise
             told = str(error) if isinstance(error, DeltakeeperError) else f"the tenant could not be used: {error!r}"
             self.end(sequence, "error", error=told)
             return False
@@ -181,3 +191,7 @@ class Core:
             self.end(
                 chunk.sequence, "error", error=f"the pass of request {chunk.sequence.request.id} failed: {error!r}"
             )
+
+
+def _whose(sequence: Sequence) -> str:
+    return "the base" if sequence.request.tenant is None else f"tenant {sequence.request.tenant!r}"

@@ -20,7 +20,7 @@ from deltakeeper.engine.settings import EngineSettings
 from deltakeeper.engine.stats import EngineStats
 from deltakeeper.engine.stream import Completion, Stream
 from deltakeeper.engine.text_side import TextSides, base_side
-from deltakeeper.errors import EngineError, TenantError
+from deltakeeper.errors import EngineError, TenantError, is_failure
 
 _IDLE_SECONDS = 0.05
 """How often an idle engine looks after its tenants."""
@@ -119,7 +119,9 @@ class Engine:
                 torch.set_num_threads(self.settings.threads)
             self._receive()
             return self._core.step()
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             self._die(f"the engine has stopped: {error}; start it anew.")
             raise EngineError(str(self._dead)) from error
 
@@ -132,6 +134,9 @@ class Engine:
                     self._woken.wait(None if self._store is None else _IDLE_SECONDS)
             except EngineError:  # it has told every request
                 return
+            except BaseException as error:  # nobody steps after this
+                self._die(f"the engine's thread was ended ({error!r}); start it anew.")
+                raise
 
     def start(self) -> Engine:
         """Step on a thread of its own until `close`."""

@@ -9,13 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from deltakeeper.artifact import SIDE_FILES
-from deltakeeper.errors import ChangedError, DeltakeeperError, SideFileError, TenantError
+from deltakeeper.errors import ChangedError, DeltakeeperError, SideFileError, TenantError, is_failure
 
 _PIECE = 1 << 20
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 """What a library raises that misses a file in a copy, which has all that there are."""
-_PANIC = "PanicException"
-"""How a library in Rust gives up on its input; it is no `Exception`."""
 
 
 def hash_side_files(folder: Path) -> dict[str, str]:
@@ -74,7 +72,7 @@ def reading(what: str) -> Iterator[None]:
     except DeltakeeperError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+        if not is_failure(error):
             raise
         of_system = isinstance(error, OSError) and error.errno is not None  # else a library made it
         if isinstance(error, MemoryError) or (of_system and not isinstance(error, _MISSING)):

@@ -6,18 +6,20 @@ route which is not in the table does not exist.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 import uuid
 from collections.abc import Iterable, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from h11 import LocalProtocolError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deltakeeper.errors import is_failure
 from deltakeeper.loopback import is_loopback
 from deltakeeper.service.access import Gate, Principal
 from deltakeeper.service.error_answers import error_response, status_response
@@ -30,6 +32,8 @@ _log = logging.getLogger("deltakeeper.service")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _PROBES = ("/health", "/ready", "/ping")
 _JSON = re.compile(r"\s*application/([^;\s]+\+)?json\s*(;.*)?", re.IGNORECASE)
+_CLOSING_SECONDS = 5.0
+"""How long a client may take to let go of a connection that was closed, before the server complains."""
 _UNFORESEEN = "The service failed in a way that it does not know; its log says how, under this request id."
 
 
@@ -92,7 +96,10 @@ class Doorway:
                     await self._app(scope, _Body(receive, most, objects), visit.send)
             except LocalProtocolError:  # what followed the head was no HTTP, which uvicorn has answered by itself
                 _log.info("request %s: its body is no HTTP; the connection was closed", visit.id)
-            except Exception:
+                await _wait_for_end(receive)
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 _log.exception("request %s: %s %s failed", visit.id, scope["method"], _printable(scope["path"]))
                 if not visit.status:
                     await status_response(500, _UNFORESEEN)(scope, receive, visit.send)
@@ -199,6 +206,14 @@ class _Visit:
             time.perf_counter() - self._began,
             None if principal is None else principal.key_id,
         )
+
+
+async def _wait_for_end(receive: Receive) -> None:
+    """Wait until the server knows that a connection which it closes is gone; till then it complains of no answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSING_SECONDS):
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
 
 def _too_large(limit: int) -> str:

@@ -97,6 +97,18 @@ def check_still_there(services: Services, name: str) -> None:
     raise _not_loaded(services, name)
 
 
+def words_failed(services: Services, name: str, error: DeltakeeperError) -> ServiceError:
+    """What it means to whoever asked that a tenant's own tokenizer failed on a prompt; the reason is logged."""
+    _tell(services, name, str(error))
+    if not is_lasting(error):
+        return _not_loaded(services, name, error)
+    return Refused(
+        f"The tokenizer of the model '{name}' fails on this prompt; whoever runs this finds the reason in the log.",
+        param="model",
+        code="model_unusable",
+    )
+
+
 def check_admitted(services: Services, name: str) -> None:
     """Refuse a tenant that policy or its canary keeps out; the reasons are for those who run the service.
 

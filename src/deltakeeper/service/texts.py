@@ -6,11 +6,14 @@ import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from deltakeeper.overlay import TenantDelta
+from deltakeeper.overlay.side_files import reading
+from deltakeeper.prompting import has_tokenizer
 from deltakeeper.service.errors import BadRequest, Unavailable
 from deltakeeper.service.sampling_defaults import SamplingDefaults, read_defaults
 from deltakeeper.service.serving_port import ServedBase
@@ -27,6 +30,12 @@ _T = TypeVar("_T")
 class Words:
     """One tokenizer.
 
+    One that a tenant brings may fail in any way when it is used: every use raises `SideFileError` then, or
+    `TenantError` where only this machine could not do it now.
+
+    Args:
+        folder: that of the tenant which brings it; None for the base's.
+
     Attributes:
         tokenizer: of transformers.
         vocabulary: number of tokens that may stand in a prompt; None where the engine knows better.
@@ -41,8 +50,9 @@ class Words:
         defaults: SamplingDefaults | None = None,
         templates: Templates | None = None,
         most_unread: int = ServiceSettings.max_unread,
+        folder: Path | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self._folder = tokenizer, folder
         self.vocabulary = vocabulary
         self.defaults = defaults or SamplingDefaults()
         self.templates = templates or Templates(tokenizer)
@@ -94,7 +104,8 @@ class Words:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text, with the tokens that the tokenizer puts around it unless `special` is false."""
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        with self._used():
+            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def encode_chat(self, turns: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of the turns of a chat in the tokenizer's own template, ready for an answer.
@@ -121,26 +132,32 @@ class Words:
             raise BadRequest(
                 f"The model's chat template does not take these messages: {reason}.", param="messages"
             ) from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.encode(text, special=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that was given as tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        with self._used():
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def spell(self, ids: Sequence[int]) -> list[str]:
         """Tokens as the tokenizer has them in its vocabulary."""
-        return [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids))]
+        with self._used():
+            return [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids))]
 
     def show(self, token: int) -> str:
         """One token as text, special ones too; what is no whole character is U+FFFD."""
         text = self._shown.get(token)
         if text is None:
-            text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-            piece = self.tokenizer.convert_ids_to_tokens(token)
+            with self._used():
+                text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+                piece = self.tokenizer.convert_ids_to_tokens(token)
             if isinstance(piece, str) and piece.startswith("\u2581") and not text.startswith(" "):
                 text = f" {text}"  # sentencepiece drops the space in front of what it takes for a beginning
             self._shown[token] = text
         return text
+
+    def _used(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._folder is None else reading(f"the tokenizer in {self._folder}")
 
 
 class Texts:
@@ -197,7 +214,8 @@ class Texts:
         if not self.templates.trusts(text.tokenizer):
             self.templates.start()
         defaults = text.defaults or self.base.defaults
-        return Words(text.tokenizer, delta.vocabulary, defaults, self.templates, self._most_unread)
+        own = delta.side_folder if has_tokenizer(delta.side_files) else None
+        return Words(text.tokenizer, delta.vocabulary, defaults, self.templates, self._most_unread, own)
 
 
 def _vocabulary(folder: Path) -> int | None:

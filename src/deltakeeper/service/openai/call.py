@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from deltakeeper.errors import SideFileError, TenantError
 from deltakeeper.service.access import Principal
 from deltakeeper.service.errors import BadRequest, ServiceError, TooManyRequests
 from deltakeeper.service.health import check_taking
 from deltakeeper.service.openai.bodies import ChatBody, CompletionBody
 from deltakeeper.service.running import Services
 from deltakeeper.service.settings import ServiceSettings
-from deltakeeper.service.tenants import Model, check_known, find_model
+from deltakeeper.service.tenants import Model, check_known, find_model, words_failed
 
 _T = TypeVar("_T")
 
@@ -61,7 +62,7 @@ async def open_call(request: Request, body: ChatBody | CompletionBody, prompts: 
         BadRequest: it asks for too many things at once.
         NotFound: there is no such model, or not for this key.
         TooManyRequests: a quota is used up; nothing is loaded then, and no prompt is read.
-        Refused: policy keeps the model out.
+        Refused: policy keeps the model out, or its own tokenizer fails on a prompt.
         Unavailable: the service is stopping, or the model cannot be loaded now.
     """
     check_sizes(body, prompts, request.app.state.services.settings)
@@ -81,7 +82,10 @@ async def enter_call(request: Request, name: str, answers: int) -> AsyncIterator
         services.gate.check(principal, name, answers)
         try:
             model = await find_model(services, request.app.state.texts, principal, name)
-            yield Call(services, principal, model, arrived, request.state.request_id)
+            try:
+                yield Call(services, principal, model, arrived, request.state.request_id)
+            except (SideFileError, TenantError) as error:
+                raise words_failed(services, name, error) from error
         except TooManyRequests:  # it stands in the line, and comes back
             raise
         except BaseException:
