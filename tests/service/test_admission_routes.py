@@ -17,6 +17,7 @@ from deltakeeper.service.access import Principal
 from deltakeeper.service.admission import decisions, deltas
 from deltakeeper.service.errors import NotFound, Unavailable
 from deltakeeper.service.guard import guarded_routes
+from deltakeeper.service.tenants import check_still_there
 
 ADMIN = {"Authorization": "Bearer admin"}
 KEYS = {"admin": Principal("a", "admin"), "tenant": Principal("t", "tenant", frozenset({"signs"}))}
@@ -307,6 +308,8 @@ def test_a_name_that_is_deleted_while_it_is_loaded_is_not_refused_for_its_files(
         monkeypatch.setattr(parts.overlay, "load", taken_away)
         for _ in range(2):
             error_of(parts.client.post("/v1/completions", json={"model": "live", "prompt": "w1"}), 404)
+        with pytest.raises(NotFound):  # the end of a request that had been taken before
+            check_still_there(parts.client.app.state.services, "live")
         assert parts.client.get("/admin/decisions").json()["data"] == []
 
 

@@ -86,14 +86,12 @@ def check_still_there(services: Services, name: str) -> None:
 
     Raises:
         Refused: policy or its canary keeps it out, or its files cannot be served as they are.
-        NotFound: it was removed.
+        NotFound: it was removed, or its files were.
         Unavailable: asking again may help.
     """
     check_admitted(services, name)
-    try:
-        services.store.state(name)
-    except TenantError as error:
-        raise _not_found(name) from error
+    if not _has_files(services, name):
+        raise _not_found(name)
     raise _not_loaded(services, name)
 
 
