@@ -18,7 +18,7 @@ import torch
 from deltakeeper.calibration.text import read_text, tokenise
 from deltakeeper.checkpoint import read_config
 from deltakeeper.devices import working_device
-from deltakeeper.errors import CheckpointError, DataError
+from deltakeeper.errors import CheckpointError, DataError, first_line
 from deltakeeper.quiet_loading import quiet_loading
 
 Precision = Literal["float32", "stored"]
@@ -149,8 +149,9 @@ def _run(folder: Path, windows: Sequence[torch.Tensor], precision: Precision) ->
             )
         model.eval().to(working_device())
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(f"{folder} cannot be run ({reason}); give a model that transformers loads.") from error
+        raise CheckpointError(
+            f"{folder} cannot be run ({first_line(error)}); give a model that transformers loads."
+        ) from error
     try:
         for part in windows:
             with torch.inference_mode():

@@ -60,6 +60,15 @@ def hash_payload(parts: Mapping[str, bytes | bytearray | memoryview]) -> str:
     return digest.hexdigest()
 
 
+def hash_manifest(folder: Path) -> str | None:
+    """SHA-256 of the manifest that lies in a folder now, as it is; None where there is none that can be read."""
+    try:
+        with (folder / MANIFEST_NAME).open("rb") as manifest:
+            return hashlib.file_digest(manifest, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
 class DeltaArtifact:
     """An opened artifact: headers were checked against the manifest; tensors are read and hashed one by one.
 

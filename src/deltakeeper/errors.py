@@ -77,6 +77,20 @@ class UnusableError(TenantError):
     """A tenant is not loaded again for a while, since its last load failed for what its files are or for its size."""
 
 
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What is wrong with a folder, and not with the disk that it is on."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def is_of_disk(error: BaseException | None) -> bool:
+    """Whether the system failed at a file that is there; what a library raises of this kind has no number."""
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, _MISSING)
+
+
 def is_failure(error: BaseException) -> bool:
     """Whether something went wrong, rather than that somebody wants the work to stop.
 

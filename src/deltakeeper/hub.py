@@ -15,7 +15,7 @@ from pathlib import Path
 from deltakeeper.artifact import CARD_NAME, MANIFEST_NAME, REPORT_NAME, SIDE_FILES, DeltaArtifact, open_artifact
 from deltakeeper.artifact_writer import publish, refuse_existing
 from deltakeeper.checkpoint import HUB_NAME
-from deltakeeper.errors import ArtifactError
+from deltakeeper.errors import ArtifactError, first_line
 
 PATTERNS = (
     MANIFEST_NAME,
@@ -152,5 +152,5 @@ def _hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the client raises many kinds; each means that nothing was exchanged
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ArtifactError(f"{what} ({reason}); check the name, the network and your rights there.") from error
+        told = f"{what} ({first_line(error)}); check the name, the network and your rights there."
+        raise ArtifactError(told) from error

@@ -11,7 +11,7 @@ from typing import Any
 from deltakeeper.artifact import DeltaArtifact
 from deltakeeper.checkpoint import open_checkpoint
 from deltakeeper.engine.tenant_files import check_name, open_checked
-from deltakeeper.errors import CheckpointError, DataError, TenantError
+from deltakeeper.errors import CheckpointError, DataError, TenantError, first_line
 from deltakeeper.fingerprint import read_root
 from deltakeeper.hub import resolve_artifact
 from deltakeeper.quiet_loading import quiet_loading
@@ -74,7 +74,7 @@ def open_base(source: str | Path, *, tokenizer: bool = True) -> LiveBase:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(path), dtype="auto", **safe)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} cannot be run ({_reason(error)}); give a model that transformers loads."
+            f"{path} cannot be run ({first_line(error)}); give a model that transformers loads."
         ) from error
     words = read_tokenizer(path) if tokenizer else None
     return LiveBase(model.eval(), words, path)
@@ -93,7 +93,7 @@ def read_tokenizer(path: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # from files of many formats, read by a library that raises all kinds of errors
-        raise DataError(f"{path} has no tokenizer that can be read ({_reason(error)}); add its files.") from error
+        raise DataError(f"{path} has no tokenizer that can be read ({first_line(error)}); add its files.") from error
 
 
 def named_sources(given: Iterable[str]) -> dict[str, str]:
@@ -111,7 +111,3 @@ def named_sources(given: Iterable[str]) -> dict[str, str]:
             raise TenantError(f"two deltas are called '{name}'; give each a name of its own.")
         found[name] = source
     return found
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import ArtifactError, CheckpointError, UnreadableError
+from deltakeeper.errors import ArtifactError, CheckpointError, UnreadableError, is_of_disk
 from deltakeeper.manifest_fields import parse_json
 from deltakeeper.safetensors_header import HeaderEntry, read_header
 
@@ -14,8 +14,6 @@ PAYLOAD_NAME = "delta_model.safetensors"
 INDEX_NAME = "delta_model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 
-_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-"""What is wrong with the folder, and not with the disk."""
 _SHARD = re.compile(r"delta_model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 
@@ -75,8 +73,7 @@ class Payload:
 
 
 def _kind(error: BaseException | None) -> type[ArtifactError]:
-    of_disk = isinstance(error, OSError) and not isinstance(error, _MISSING)
-    return UnreadableError if of_disk else ArtifactError
+    return UnreadableError if is_of_disk(error) else ArtifactError
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.errors import DataError
+from deltakeeper.errors import DataError, first_line
 from deltakeeper.overlay import TenantDelta
-from deltakeeper.overlay.side_files import checked_copy, reading
+from deltakeeper.overlay.side_files import checked_copy, has_tokenizer, read_tokenizer, reading
 
 MOST_BYTES = 256 << 20
 MOST_TEMPLATE_BYTES = 1 << 20
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,13 @@ def _is_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
 
 
-def encode(
-    tokenizer: Any,
-    prompt: Prompt,
-    chat: bool | None,
-    render: Callable[[Any, Sequence[dict[str, str]]], str] | None = None,
-) -> list[int]:
+def encode(tokenizer: Any, prompt: Prompt, chat: bool | None) -> list[int]:
     """Token ids of a prompt.
 
     Args:
         tokenizer: that of the tenant.
         prompt: what is asked.
         chat: whether a text is a user's turn in the chat template; None for where there is a template.
-        render: renders turns in a tokenizer's template; as transformers does, in this process, by default.
 
     Raises:
         DataError: there is no template where one is needed or it refuses the turns, or nothing is left to ask.
@@ -116,18 +109,14 @@ def encode(
         raise DataError(f"{whose} has no chat template; ask with --raw.")
     else:
         try:
-            text = (render or _render)(tokenizer, turns)
+            text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
         except Exception as error:  # a template is a program, and may fail in any way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise DataError(f"the chat template of {whose} does not take these turns ({reason}); ask raw.") from error
+            told = f"the chat template of {whose} does not take these turns ({first_line(error)}); ask raw."
+            raise DataError(told) from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise DataError(f"a prompt for {whose} is empty; give a text.")
     return list(ids)
-
-
-def _render(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False))
 
 
 def tokenizers(base: Any, deltas: Mapping[str, TenantDelta]) -> dict[str | None, Any]:
@@ -143,17 +132,9 @@ def tokenizers(base: Any, deltas: Mapping[str, TenantDelta]) -> dict[str | None,
     }
 
 
-def has_tokenizer(files: Iterable[str]) -> bool:
-    """Whether a delta's side files bring a tokenizer, and not at most a template for the base's."""
-    return not set(_TOKENIZER_FILES).isdisjoint(files)
-
-
 def _tokenizer(base: Any, folder: Path, files: Mapping[str, str]) -> Any:
     if has_tokenizer(files):
-        from transformers import AutoTokenizer
-
-        with checked_copy(folder, files) as copied, reading(f"the tokenizer in {folder}"):
-            return AutoTokenizer.from_pretrained(str(copied), local_files_only=True, trust_remote_code=False)
+        return read_tokenizer(folder, files)
     template = _template(folder, files)
     if template is None:
         return base

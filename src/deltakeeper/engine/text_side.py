@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.overlay.side_files import checked_copy, reading
+from deltakeeper.overlay.side_files import checked_copy, has_tokenizer, read_tokenizer, reading
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _MOST_KEPT = 256
 _MOST_JSON_BYTES = 1 << 20
 _GENERATION = "generation_config.json"
@@ -66,7 +65,7 @@ class TextSides:
         """
         vocabulary = int(getattr(delta, "vocabulary", self.base.vocabulary))
         folder, files = getattr(delta, "side_folder", None), dict(getattr(delta, "side_files", {}))
-        if folder is None or not ({_GENERATION, *_TOKENIZER_FILES} & set(files)):
+        if folder is None or not (_GENERATION in files or has_tokenizer(files)):
             return replace(self.base, vocabulary=vocabulary)
         kept = self._kept.get(version)
         if kept is None:
@@ -112,13 +111,10 @@ def read_ends(folder: Path, files: Mapping[str, str]) -> frozenset[int]:
 
 def _read(base: TextSide, folder: Path, files: Mapping[str, str], vocabulary: int) -> TextSide:
     eos = read_ends(folder, files)
-    if not set(_TOKENIZER_FILES) & set(files):
+    if not has_tokenizer(files):
         return TextSide(base.tokenizer, eos or base.eos, vocabulary)
-    with checked_copy(folder, files) as copy, reading(f"the tokenizer in {folder}"):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(copy), local_files_only=True, trust_remote_code=False)
-        return TextSide(tokenizer, eos or _token_ids(tokenizer.eos_token_id) or base.eos, vocabulary)
+    tokenizer = read_tokenizer(folder, files)
+    return TextSide(tokenizer, eos or _token_ids(tokenizer.eos_token_id) or base.eos, vocabulary)
 
 
 def _token_ids(value: int | Iterable[int] | None) -> frozenset[int]:

@@ -7,13 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from deltakeeper.artifact import SIDE_FILES
-from deltakeeper.errors import ChangedError, DeltakeeperError, SideFileError, TenantError, is_failure
+from deltakeeper.errors import (
+    ChangedError,
+    DeltakeeperError,
+    SideFileError,
+    TenantError,
+    first_line,
+    is_failure,
+    is_of_disk,
+)
 
 _PIECE = 1 << 20
-_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-"""What a library raises that misses a file in a copy, which has all that there are."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Of these one at least belongs to every tokenizer."""
 
 
 def hash_side_files(folder: Path) -> dict[str, str]:
@@ -74,14 +83,32 @@ def reading(what: str) -> Iterator[None]:
     except BaseException as error:
         if not is_failure(error):
             raise
-        of_system = isinstance(error, OSError) and error.errno is not None  # else a library made it
-        if isinstance(error, MemoryError) or (of_system and not isinstance(error, _MISSING)):
-            raise TenantError(f"{what} cannot be read now ({_reason(error)}); try again later.") from error
-        raise SideFileError(f"{what} cannot be read ({_reason(error)}); get the artifact again.") from error
+        if isinstance(error, MemoryError) or is_of_disk(error):  # what a copy lacks it lacks for good
+            raise TenantError(f"{what} cannot be read now ({first_line(error)}); try again later.") from error
+        raise SideFileError(f"{what} cannot be read ({first_line(error)}); get the artifact again.") from error
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def has_tokenizer(files: Iterable[str]) -> bool:
+    """Whether a delta's side files bring a tokenizer, and not at most a template for the base's."""
+    return not set(_TOKENIZER_FILES).isdisjoint(files)
+
+
+def read_tokenizer(folder: Path, files: Mapping[str, str]) -> Any:
+    """A delta's own tokenizer, read by transformers from a copy of its files.
+
+    Args:
+        folder: that of the artifact.
+        files: its side files, each with the SHA-256 that it must have.
+
+    Raises:
+        ChangedError: they are not what they were when it was loaded.
+        SideFileError: they cannot be used.
+        TenantError: they cannot be read now.
+    """
+    from transformers import AutoTokenizer
+
+    with checked_copy(folder, files) as copied, reading(f"the tokenizer in {folder}"):
+        return AutoTokenizer.from_pretrained(str(copied), local_files_only=True, trust_remote_code=False)
 
 
 def _copy(source: Path, target: Path, expected: str) -> None:

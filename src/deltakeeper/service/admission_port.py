@@ -56,7 +56,6 @@ class Admission(Protocol):
         """Load a tenant that the store knows, see it through its canary, and give the decision; it waits for that.
 
         Raises:
-            OversizedError: it could never be in memory.
             Unavailable: nothing was decided within `seconds`, or the canary could not be run.
             OversizedError: it could never be in memory, whatever policy says.
         """

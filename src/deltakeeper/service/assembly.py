@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 
-from deltakeeper.artifact import MANIFEST_NAME
+from deltakeeper.artifact import hash_manifest
 from deltakeeper.engine import EngineSettings
 from deltakeeper.errors import DataError, TenantError
 from deltakeeper.live_base import LiveBase
@@ -197,13 +196,6 @@ def opened_traces(plan: Plan, stack: ExitStack) -> Tracer | None:
     return traces
 
 
-def _manifest_hash(folder: Path) -> str | None:
-    try:
-        return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
 def register_tenants(store: TenantPlaces, gate: StateGate, plan: Plan) -> None:
     """Make tenants known: those of the state as they were registered, then every further subfolder by its name.
 
@@ -222,7 +214,7 @@ def register_tenants(store: TenantPlaces, gate: StateGate, plan: Plan) -> None:
             except TenantError as error:  # an earlier version let it have this name
                 _log.warning("tenant %s is left out: %s", record.name, error)
                 continue
-            if record.manifest_sha256 not in (None, _manifest_hash(folder)):
+            if record.manifest_sha256 not in (None, hash_manifest(folder)):
                 _log.warning(
                     "tenant %s was registered with another artifact than the one that is in %s now; that one is served "
                     "if it may be",

@@ -10,8 +10,8 @@ from deltakeeper.engine.tenant_records import Delta, TenantOverlay
 from deltakeeper.engine.text_side import read_ends
 from deltakeeper.errors import DataError, SideFileError
 from deltakeeper.overlay import TenantDelta
-from deltakeeper.overlay.side_files import checked_copy, reading
-from deltakeeper.prompting import has_tokenizer, tokenizers
+from deltakeeper.overlay.side_files import checked_copy, has_tokenizer, reading
+from deltakeeper.prompting import tokenizers
 from deltakeeper.service.sampling_defaults import FILE_NAME, SamplingDefaults, read_defaults
 
 _MOST_PASSED = 1 << 16

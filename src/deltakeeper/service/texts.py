@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltakeeper.overlay import TenantDelta
-from deltakeeper.overlay.side_files import reading
-from deltakeeper.prompting import has_tokenizer
+from deltakeeper.overlay.side_files import has_tokenizer, reading
 from deltakeeper.service.errors import BadRequest, Unavailable
 from deltakeeper.service.sampling_defaults import SamplingDefaults, read_defaults
 from deltakeeper.service.serving_port import ServedBase

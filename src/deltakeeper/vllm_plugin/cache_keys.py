@@ -5,13 +5,12 @@ vLLM's own know name and path alone, so what was computed with the content that 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
 from pathlib import Path
 from typing import Any
 
-from deltakeeper.artifact import MANIFEST_NAME
+from deltakeeper.artifact import hash_manifest
 
 _MOST_KEPT = 1 << 14
 
@@ -33,13 +32,9 @@ class Loads:
 
     def note(self, request: Any) -> None:
         """A name is about to be loaded from this path: blocks computed from now on have keys of their own."""
-        content: str | None
-        try:
-            content = hashlib.sha256((Path(request.lora_path).expanduser() / MANIFEST_NAME).read_bytes()).hexdigest()
-        except OSError:  # an ordinary LoRA, whose keys are vLLM's
-            content = None
+        content = hash_manifest(Path(request.lora_path).expanduser())
         with self._lock:
-            if content is None:
+            if content is None:  # an ordinary LoRA, whose keys are vLLM's
                 self._current.pop(request.lora_int_id, None)
             elif request.load_inplace or request.lora_int_id not in self._current:
                 self._keep(request.lora_int_id, f"{content}.{next(self._numbers)}")

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from deltakeeper.devices import working_device
-from deltakeeper.errors import DataError
+from deltakeeper.errors import DataError, first_line
 from deltakeeper.evals.judges.base import LABELS, Asked, Label, Seen, Verdict
-from deltakeeper.evals.judges.settings import Settings, digest, first_line
+from deltakeeper.evals.judges.settings import Settings, digest
 from deltakeeper.quiet_loading import quiet_loading
 
 _PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Any, Protocol
 
-from deltakeeper.artifact import MANIFEST_NAME, DeltaArtifact
+from deltakeeper.artifact import DeltaArtifact, hash_manifest
 from deltakeeper.engine.tenant_records import Delta, TenantOverlay
 from deltakeeper.errors import ChangedError, DeltakeeperError, is_lasting
 from deltakeeper.overlay.loading import version_of
@@ -29,15 +28,6 @@ class Inspector(Protocol):
 def not_admitted(name: str) -> str:
     """What whoever asks a refused delta is told: reasons may name paths, and are for those who run the service."""
     return f"The model '{name}' is not admitted; the log of decisions says why."
-
-
-def _is_another(artifact: DeltaArtifact) -> bool:
-    """Whether the manifest at an artifact's path is not its own any more."""
-    try:
-        with (artifact.path / MANIFEST_NAME).open("rb") as manifest:
-            return hashlib.file_digest(manifest, "sha256").hexdigest() != artifact.manifest_sha256
-    except OSError:
-        return True
 
 
 class LoadGuard:
@@ -74,7 +64,7 @@ class LoadGuard:
         except DeltakeeperError as error:
             if not is_lasting(error):
                 raise
-            if _is_another(artifact):  # and nothing was found out about what lies there now
+            if hash_manifest(artifact.path) != artifact.manifest_sha256:  # and nothing is known of what lies there now
                 raise ChangedError(f"{artifact.path} was taken away or replaced while it was loaded.") from error
             reasons = (*finding.reasons, str(error))
             self._inspector.log_refusal(Decision(name, "refused", None, reasons, artifact.manifest_sha256))

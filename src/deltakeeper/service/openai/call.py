@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -76,26 +76,40 @@ async def enter_call(request: Request, name: str, answers: int) -> AsyncIterator
     arrived = time.perf_counter()
     services: Services = request.app.state.services
     principal = request.state.principal
-    try:
+    with _counting(services):
         check_taking(services)
         await check_known(services, principal, name)
         services.gate.check(principal, name, answers)
-        try:
+        with _standing(services, principal, name, answers):
             model = await find_model(services, request.app.state.texts, principal, name)
             try:
                 yield Call(services, principal, model, arrived, request.state.request_id)
             except (SideFileError, TenantError) as error:
                 raise words_failed(services, name, error) from error
-        except TooManyRequests:  # it stands in the line, and comes back
-            raise
-        except BaseException:
-            if answers:
-                services.gate.withdraw(principal, name)
-            raise
+
+
+@contextmanager
+def _counting(services: Services) -> Iterator[None]:
+    """Count what is not taken for want of room."""
+    try:
+        yield
     except ServiceError as error:
         reason = "quota" if isinstance(error, TooManyRequests) else error.code
         if services.metrics is not None and reason in ("quota", "queue_full", "draining"):
             services.metrics.rejected(reason)
+        raise
+
+
+@contextmanager
+def _standing(services: Services, principal: Principal, name: str, answers: int) -> Iterator[None]:
+    """Keep the place of a request that passed the quotas' check, until it is admitted or comes to nothing."""
+    try:
+        yield
+    except TooManyRequests:  # it stands in the line, and comes back
+        raise
+    except BaseException:
+        if answers:
+            services.gate.withdraw(principal, name)
         raise
 
 
